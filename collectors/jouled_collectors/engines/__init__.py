@@ -1,0 +1,1 @@
+"""Inference engines: one file an engine, each turning that engine's page into neutral counters."""

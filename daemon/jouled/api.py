@@ -1,0 +1,173 @@
+"""What a collector implements, and nothing else.
+
+Three families, each found by entry point: `jouled.power` (meters), `jouled.engines` (inference engines' pages) and
+`jouled.requests` (what tells of single requests). A collector declares its settings as a `msgspec.Struct`; the
+configuration table of its name is turned into that type, unknown keys refused.
+
+Power collectors block and run in a sampler of their own: a thread, or a child process where a vendor library is
+involved. Engine collectors and request receivers own no socket: they declare what they want asked or received and
+turn bytes into model types.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, Protocol
+
+from msgspec import Struct
+
+from jouled.model.device import Device
+from jouled.model.engine import CounterSemantics
+from jouled.model.readings import DeviceStatus, EnergyReading, PowerReading
+from jouled.model.requests import RequestEvent, RequestStart
+
+API_VERSION = 1
+
+Reading = EnergyReading | PowerReading | DeviceStatus
+
+
+class Clock(Protocol):
+    """The clock of a sampler: core time in nanoseconds (boot time plus the daemon's offset)."""
+
+    def now_ns(self) -> int:
+        """Core time now."""
+        ...
+
+
+class PowerSettings(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Settings every power collector has.
+
+    startup: `require` (the daemon does not start without it), `retry` (ask again with back-off), `ignore` (ask again
+    rarely, say nothing). interval_seconds: time between two reads; `None` lets the source choose at start from the
+    measured cost of a read. idle_watts, max_watts: of each device, where the source cannot tell.
+    """
+
+    startup: Literal["require", "retry", "ignore"] = "retry"
+    interval_seconds: float | None = None
+
+
+class PowerSource(Protocol):
+    """An opened source. Used by one sampler only, from one thread."""
+
+    devices: Sequence[Device]
+    interval_seconds: float
+
+    def read(self) -> list[Reading]:
+        """Read every device once; blocks.
+
+        A device that cannot be read is left out. Raises `SourceError` when the source as a whole is gone.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the hardware."""
+        ...
+
+
+class PowerCollector(Protocol):
+    """A kind of meter."""
+
+    name: ClassVar[str]
+    isolation: ClassVar[Literal["thread", "process"]]
+    settings_type: ClassVar[type[PowerSettings]]
+
+    def open(self, settings: PowerSettings, clock: Clock) -> PowerSource:
+        """Find the devices and open them; blocks.
+
+        Raises `SourceError` with state absent, denied or down, and the command that mends it.
+        """
+        ...
+
+
+class EnginePage(Struct, frozen=True, kw_only=True):
+    """What one read of an engine's page told; absent is `None`."""
+
+    model: str = ""
+    steps: int | None = None
+    prompt_tokens: int | None = None
+    cached_prompt_tokens: int | None = None
+    generation_tokens: int | None = None
+    requests_running: int | None = None
+    requests_waiting: int | None = None
+
+
+class EngineCollector(Protocol):
+    """A kind of engine. Pure: the runtime asks the engine (one request in flight, with time and size limits)."""
+
+    name: ClassVar[str]
+    page_path: ClassVar[str]
+    version_path: ClassVar[str]
+    default_port: ClassVar[int]
+    semantics: ClassVar[CounterSemantics]
+
+    def recognises(self, argv: Sequence[str], title: str) -> bool:
+        """Whether a process with this command line and title is this engine's server (the one with the port)."""
+        ...
+
+    def port(self, argv: Sequence[str]) -> int:
+        """The port that such a process serves on, from its arguments or the engine's default."""
+        ...
+
+    def page(self, body: bytes) -> EnginePage:
+        """Read the metrics page. Raises `ValueError` with the reason if this is no page of this engine."""
+        ...
+
+    def version(self, body: bytes) -> str:
+        """Read the answer of `version_path`. Raises `ValueError`."""
+        ...
+
+
+class EngineHint(Struct, frozen=True, kw_only=True):
+    """How a receiver knows which engine a request belongs to: pid, then service name, then type."""
+
+    engine: str = ""
+    engine_type: str = ""
+    pid: int | None = None
+    service_name: str = ""
+
+
+class ReceivedRequest(Struct, frozen=True, kw_only=True):
+    """One event from outside with times in Unix nanoseconds; `engine` of the event is filled in by the runtime."""
+
+    event: RequestEvent | RequestStart
+    hint: EngineHint = EngineHint()
+
+
+class Rejected(Struct, frozen=True):
+    """One record that was refused: where (`line 3`, `resourceSpans[0].scopeSpans[0].spans[2]`), a short reason for
+    the counter and a sentence for the sender.
+    """
+
+    position: str
+    reason: str
+    message: str
+
+
+class Received(Struct, frozen=True, kw_only=True):
+    """What one request body held. `ignored`: records that are well-formed and none of our business."""
+
+    requests: Sequence[ReceivedRequest] = ()
+    rejected: Sequence[Rejected] = ()
+    ignored: int = 0
+
+
+class MalformedBodyError(ValueError):
+    """The body as a whole cannot be read; `position` says where it broke."""
+
+    def __init__(self, message: str, position: str = "") -> None:
+        super().__init__(message)
+        self.position = position
+
+
+class HttpIngest(Protocol):
+    """A receiver fed by HTTP POST. Runtime opens the route, with limits and authentication, and undoes gzip."""
+
+    name: ClassVar[str]
+    path: ClassVar[str]
+    content_types: ClassVar[Sequence[str]]
+
+    def decode(self, body: bytes, content_type: str) -> Received:
+        """Turn a body into requests. Raises `MalformedBodyError`."""
+        ...
+
+    def respond(self, received: Received, content_type: str) -> tuple[bytes, Mapping[str, str]]:
+        """The answer's body and headers for a sender that speaks this protocol."""
+        ...

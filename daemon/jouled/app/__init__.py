@@ -1,0 +1,1 @@
+"""Composition: configuration, the running daemon, the commands."""

@@ -1,0 +1,122 @@
+"""What types cannot say: values that fit their type and still make no sense."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from jouled.app.config.faults import Fault
+from jouled.app.config.types import Config, EngineConfig
+from jouled.app.config.urls import http_url, listen_address
+from jouled.model.parameters import Limits, Price, Slo, Tier
+
+ROLES = ("unified", "prefill", "decode")
+SIZES = ("parameters", "active_parameters", "layers", "hidden_size", "weight_bytes", "kv_bytes_per_token")
+
+
+def check(config: Config) -> None:
+    """Raise `Fault` for the first key whose value makes no sense."""
+    check_listen(config.serve.listen, "$.serve.listen")
+    for index, engine in enumerate(config.engines):
+        _check_engine(engine, f"$.engines[{index}]")
+    _refuse_twins((engine.name for engine in config.engines), "engines", "Give each engine a name of its own")
+    for index, slo in enumerate(config.slo):
+        _check_slo(slo, f"$.slo[{index}]")
+    _refuse_twins((slo.name for slo in config.slo), "slo", "Give each SLO a name of its own")
+    _check_tiers(config.tier)
+    if config.requests.otlp.forward is not None:
+        _check_url(config.requests.otlp.forward, "$.requests.otlp.forward")
+    _check_cost(config.cost)
+    _check_limits(config.limits)
+
+
+def check_listen(listen: str, key: str) -> None:
+    """Raise `Fault` unless it is `HOST:PORT`."""
+    try:
+        listen_address(listen)
+    except ValueError as error:
+        raise Fault(key, str(error), "Write it as 127.0.0.1:9966 or [::1]:9966") from None
+
+
+def check_interval(seconds: float | None, key: str) -> None:
+    """Raise `Fault` unless it is a time that can pass between two reads."""
+    if seconds is not None and seconds <= 0:
+        raise Fault(key, f"{seconds:g} seconds is no time between two reads", "It must be above 0")
+
+
+def _check_engine(engine: EngineConfig, key: str) -> None:
+    if engine.url:
+        _check_url(engine.url, f"{key}.url")
+        if not engine.type:
+            raise Fault(f"{key}.type", "an engine with a url needs a type", 'Say which engine it is, as type = "vllm"')
+    elif not engine.name:
+        raise Fault(f"{key}.name", "an engine without a url needs a name", "Give its url and type, or a name")
+    if engine.role not in ROLES:
+        raise Fault(f"{key}.role", f"unknown value `{engine.role}`", f"Known here: {', '.join(ROLES)}")
+    check_interval(engine.interval_seconds, f"{key}.interval_seconds")
+    for size in SIZES:
+        value = getattr(engine, size)
+        if value is not None and value <= 0:
+            raise Fault(f"{key}.{size}", f"{value:g} is no size", "It must be above 0; leave out what is not known")
+    if engine.pid is not None and engine.pid <= 0:
+        raise Fault(f"{key}.pid", f"{engine.pid} is no process id")
+    if len(set(engine.devices)) < len(engine.devices):
+        raise Fault(f"{key}.devices", "one device stands there twice", "Name each device once")
+
+
+def _check_url(url: str, key: str) -> None:
+    try:
+        http_url(url)
+    except ValueError as error:
+        raise Fault(key, f"no usable URL: {error}", "Write it as http://HOST:PORT") from None
+
+
+def _refuse_twins(names: Iterable[str], section: str, mend: str) -> None:
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if name in seen:
+            raise Fault(f"$.{section}[{index}].name", f"the name `{name}` is given twice", mend)
+        seen.add(name)
+
+
+def _check_slo(slo: Slo, key: str) -> None:
+    if not slo.name:
+        raise Fault(f"{key}.name", "an SLO needs a name")
+    limits = {"ttft": slo.ttft, "tpot": slo.tpot, "e2el": slo.e2el}
+    if all(limit is None for limit in limits.values()):
+        raise Fault(key, f"the SLO `{slo.name}` has no limit", "Give ttft, tpot or e2el in milliseconds")
+    for name, limit in limits.items():
+        if limit is not None and limit <= 0:
+            raise Fault(f"{key}.{name}", f"{limit:g} ms can never be met", "It must be above 0")
+
+
+def _check_tiers(tiers: Sequence[Tier]) -> None:
+    _refuse_twins((tier.name for tier in tiers), "tier", "Give each tier a name of its own")
+    for index, tier in enumerate(tiers):
+        key = f"$.tier[{index}]"
+        if not tier.name:
+            raise Fault(f"{key}.name", "a tier needs a name")
+        bound = tier.min_tokens_per_second_per_user
+        if bound < 0:
+            raise Fault(f"{key}.min_tokens_per_second_per_user", f"{bound:g} is below 0")
+        if index and bound <= tiers[index - 1].min_tokens_per_second_per_user:
+            raise Fault(
+                f"{key}.min_tokens_per_second_per_user",
+                f"the tier `{tier.name}` does not begin above the one before it",
+                "Write the tiers from the slowest to the fastest",
+            )
+
+
+def _check_cost(cost: Price) -> None:
+    if not re.fullmatch("[A-Z]{3}", cost.currency):
+        raise Fault("$.cost.currency", f"`{cost.currency}` is no currency code", "Write it as three letters, as EUR")
+    if cost.pue is not None and cost.pue < 1:
+        raise Fault("$.cost.pue", f"{cost.pue:g} is below 1", "A facility uses at least what its nodes use: 1 or more")
+    for name in ("hardware_price_per_hour", "grid_grams_per_kwh"):
+        value = getattr(cost, name)
+        if value is not None and value < 0:
+            raise Fault(f"$.cost.{name}", f"{value:g} is below 0")
+
+
+def _check_limits(limits: Limits) -> None:
+    for name in limits.__struct_fields__:
+        if getattr(limits, name) < 1:
+            raise Fault(f"$.limits.{name}", "it must be at least 1")

@@ -1,0 +1,86 @@
+"""From a TOML file and the environment to a checked `Config`, or to one sentence that says what to mend."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from jouled.api import PowerCollector, PowerSettings
+from jouled.app.config.checks import check, check_interval
+from jouled.app.config.convert import convert
+from jouled.app.config.environment import overlay
+from jouled.app.config.faults import Fault
+from jouled.app.config.types import Config, EngineConfig
+from jouled.app.config.urls import port_of
+from jouled.model.errors import ConfigurationError
+
+
+def load(path: Path | None, environment: Mapping[str, str]) -> Config:
+    """Read the configuration file, if one is given, and lay the environment's `JOULED_SECTION__KEY` over it.
+
+    Raises `ConfigurationError` that names the file or variable, the key's path, what is wrong and what mends it.
+    """
+    tables = _read(path) if path else {}
+    variables: dict[str, str] = {}
+    try:
+        variables = overlay(tables, environment)
+        config = _named(convert(tables, Config, "$"))
+        check(config)
+    except Fault as fault:
+        origin = _variable(fault.key, variables) or str(path or "configuration")
+        raise ConfigurationError(f"{origin}: {fault}", mend=fault.mend) from None
+    return config
+
+
+def settings_for(
+    collector: PowerCollector | type[PowerCollector], table: Mapping[str, Any], origin: str = "configuration"
+) -> PowerSettings:
+    """Turn the table `[power.<collector>]` into the collector's own settings; `origin` is the file it stands in.
+
+    Raises `ConfigurationError`.
+    """
+    key = f"$.power.{collector.name}"
+    try:
+        settings = convert(dict(table), collector.settings_type, key)
+        check_interval(settings.interval_seconds, f"{key}.interval_seconds")
+    except Fault as fault:
+        raise ConfigurationError(f"{origin}: {fault}", mend=fault.mend) from None
+    return settings
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        problem, mend = "the configuration file does not exist", "Give another path by --config, or leave it out"
+    except OSError as error:
+        problem, mend = f"the configuration file cannot be read: {error.strerror}", ""
+    except UnicodeDecodeError as error:
+        problem, mend = f"not UTF-8 text at byte {error.start}", ""
+    except tomllib.TOMLDecodeError as error:
+        problem, mend = f"no valid TOML: {error}", ""
+    except RecursionError:
+        problem, mend = "no usable TOML: values are nested too deeply", ""
+    raise ConfigurationError(f"{path}: {problem}", mend=mend)
+
+
+def _named(config: Config) -> Config:
+    return replace(config, engines=[_with_name(engine) for engine in config.engines])
+
+
+def _with_name(engine: EngineConfig) -> EngineConfig:
+    if engine.name or not (engine.type and engine.url):
+        return engine
+    try:
+        return replace(engine, name=f"{engine.type}-{port_of(engine.url)}")
+    except ValueError:
+        return engine  # the check names what is wrong with its URL
+
+
+def _variable(key: str, variables: Mapping[str, str]) -> str:
+    for path, name in variables.items():
+        if key == path or key.startswith((f"{path}.", f"{path}[")) or path.startswith(f"{key}."):
+            return name
+    return ""

@@ -1,0 +1,145 @@
+"""The configuration as types: one struct a section, one field a key, each with its meaning beside it.
+
+docs/configuration.md is generated from here.
+"""
+
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from jouled.model.engine import Engine
+from jouled.model.parameters import IdlePolicy, Limits, Parameters, Price, Slo, Tier
+
+
+class State(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the committed books are kept."""
+
+    directory: Annotated[
+        str, Meta(description="Empty: `$STATE_DIRECTORY`, else `$XDG_STATE_HOME/jouled`. `--state` wins over it.")
+    ] = ""
+
+
+class Serve(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The daemon's own port: metrics, page, API and ingest."""
+
+    listen: Annotated[str, Meta(description="`HOST:PORT`; an IPv6 address in brackets. `--listen` wins over it.")] = (
+        "127.0.0.1:9966"
+    )
+    token_file: Annotated[
+        str,
+        Meta(
+            description="File that holds the token which page, API and ingest then ask for. Without it they answer on "
+            "loopback and on the Unix socket only."
+        ),
+    ] = ""
+
+
+class Node(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What push sinks and recordings call this host."""
+
+    name: Annotated[str, Meta(description="Empty: the host name.")] = ""
+
+
+class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An inference engine on this node. Without any, the engines are discovered.
+
+    Sizes sharpen the split of energy between requests; leave out what is not known.
+    """
+
+    name: Annotated[str, Meta(description="Stable name in every label. Empty: `TYPE-PORT`.")] = ""
+    type: Annotated[str, Meta(description="The collector that reads its page, for example `vllm`.")] = ""
+    url: Annotated[str, Meta(description="Where it serves, without a path. Empty: no page, request events only.")] = ""
+    devices: Annotated[
+        list[str], Meta(description="The devices it runs on. Empty: all accelerators, if it is the only engine.")
+    ] = []
+    pid: Annotated[int | None, Meta(description="Process id of its server, to recognise its spans by.")] = None
+    model: Annotated[str, Meta(description="Model name. Empty: as its page says.")] = ""
+    role: Annotated[str, Meta(description="`unified`, `prefill` or `decode`.")] = "unified"
+    version: Annotated[str, Meta(description="Version of the engine. Empty: as it says itself.")] = ""
+    precision: Annotated[str, Meta(description="Number format of the weights, for example `fp8`.")] = ""
+    parameters: Annotated[float | None, Meta(description="Parameters of the model.")] = None
+    active_parameters: Annotated[float | None, Meta(description="Parameters used for each token.")] = None
+    layers: Annotated[int | None, Meta(description="Layers of the model.")] = None
+    hidden_size: Annotated[int | None, Meta(description="Width of the model.")] = None
+    weight_bytes: Annotated[float | None, Meta(description="Bytes of all resident weights.")] = None
+    kv_bytes_per_token: Annotated[float | None, Meta(description="Bytes of KV cache per token.")] = None
+    interval_seconds: Annotated[float, Meta(description="Time between two reads of its page.")] = 5.0
+
+    def engine(self, default_devices: tuple[str, ...] = ()) -> Engine:
+        """As the core knows it; `default_devices` where the configuration names none."""
+        return Engine(
+            name=self.name,
+            type=self.type,
+            url=self.url,
+            devices=tuple(self.devices) or default_devices,
+            pid=self.pid,
+            model=self.model,
+            role=self.role,
+            version=self.version,
+            precision=self.precision,
+            parameters=self.parameters,
+            active_parameters=self.active_parameters,
+            layers=self.layers,
+            hidden_size=self.hidden_size,
+            weight_bytes=self.weight_bytes,
+            kv_bytes_per_token=self.kv_bytes_per_token,
+        )
+
+
+class Idle(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who pays for static power while requests are resident."""
+
+    policy: Annotated[
+        IdlePolicy,
+        Meta(
+            description="`resident`: the requests resident at that moment. `dynamic`: all owners, pro rata to their "
+            "dynamic joules. `separate`: nobody, it stays idle."
+        ),
+    ] = IdlePolicy.RESIDENT
+
+
+class Otlp(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The trace receiver at `/v1/traces`."""
+
+    forward: Annotated[
+        str | None, Meta(description="URL of another collector that gets every span unchanged (OTLP over HTTP).")
+    ] = None
+
+
+class Requests(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What tells of single requests."""
+
+    by_tenant: Annotated[bool, Meta(description="Keep energy and tokens by tenant.")] = False
+    otlp: Otlp = Otlp()
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything the operator decides.
+
+    `power` holds one table for each collector, whose settings are the collector's own; with none of them the daemon
+    looks for what the node has.
+    """
+
+    state: State = State()
+    serve: Serve = Serve()
+    node: Node = Node()
+    engines: list[EngineConfig] = []
+    slo: list[Slo] = []
+    tier: list[Tier] = []
+    idle: Idle = Idle()
+    power: dict[str, dict[str, Any]] = {}
+    requests: Requests = Requests()
+    cost: Price = Price()
+    limits: Limits = Limits()
+
+    def parameters(self) -> Parameters:
+        """What of it the core needs to know."""
+        return Parameters(
+            node=self.node.name,
+            slos=tuple(self.slo),
+            tiers=tuple(self.tier) or Parameters().tiers,
+            price=self.cost,
+            idle_policy=self.idle.policy,
+            limits=self.limits,
+            by_tenant=self.requests.by_tenant,
+        )

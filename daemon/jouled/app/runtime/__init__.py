@@ -1,0 +1,1 @@
+"""The running daemon: samplers, pollers, receivers and the composition root."""

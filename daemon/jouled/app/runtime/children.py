@@ -1,0 +1,164 @@
+"""Keeps a sampler running in a child process (child.py), which is replaced when it ends, crashes or hangs."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from jouled.api import PowerCollector, PowerSettings
+from jouled.app.runtime.backoff import Backoff
+from jouled.app.runtime.batch import Batch
+from jouled.app.runtime.child import LENGTH_BYTES, NEEDS_NEW_PROCESS, Assignment
+from jouled.app.runtime.clock import BootClock
+from jouled.model.errors import SourceError, SourceState
+from jouled.model.readings import SourceReport
+
+HUNG_SECONDS = 30.0
+"""A child that said nothing for this long is killed. It speaks every 1.5 s, but opening eight GPUs takes seconds."""
+
+_LARGEST_FRAME_BYTES = 8 * 1024 * 1024
+_TERMINATE_SECONDS = 1.3
+_KILL_SECONDS = 0.5
+_POLL_SECONDS = 0.02
+_log = logging.getLogger(__name__)
+
+
+class ChildSupervisor:
+    """One child process for one source; `deliver` is called in the loop's thread."""
+
+    def __init__(
+        self,
+        group: str,
+        collector: PowerCollector,
+        settings: PowerSettings,
+        clock: BootClock,
+        deliver: Callable[[Batch], None],
+        *,
+        hung_seconds: float = HUNG_SECONDS,
+    ) -> None:
+        self.name = collector.name
+        self.pid: int | None = None
+        self._group = group
+        self._collector = collector
+        self._settings = settings
+        self._clock = clock
+        self._deliver = deliver
+        self._hung_seconds = hung_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._released_until = 0.0
+        self._backoff = Backoff(1.0, 30.0)
+        self._decoder = msgspec.msgpack.Decoder(Batch)
+
+    async def run(self) -> None:
+        """Sample until cancelled."""
+        while True:
+            await self._while_released()
+            error = await self._life_of_a_child()
+            if self._released_until > time.monotonic():
+                continue
+            if error is not None:
+                _log.warning("source %s: %s", self.name, error)
+                self._report(error.state, error.reason, str(error))
+            await asyncio.sleep(self._backoff.next_seconds())
+
+    async def release(self, seconds: float) -> bool:
+        """Let go of the device: the child is gone when this returns, and comes back after so many seconds."""
+        self._released_until = time.monotonic() + seconds
+        self._report(SourceState.RELEASED, "released", f"released for {seconds:g} s")
+        if self._process is not None:
+            await _end(self._process)
+        return True
+
+    async def _while_released(self) -> None:
+        while (remaining := self._released_until - time.monotonic()) > 0:
+            await asyncio.sleep(min(1.0, remaining))
+            self._deliver(self._batch())
+
+    async def _life_of_a_child(self) -> SourceError | None:
+        """Start a child and take what it says until it ends. Returns why, unless it has told that itself."""
+        process, pipe = self._spawn()
+        self._process, self.pid = process, process.pid
+        reader, writer = await asyncio.open_connection(sock=pipe, limit=_LARGEST_FRAME_BYTES)
+        try:
+            error = await self._take_batches(reader)
+        finally:
+            writer.close()
+            await _end(process)
+            self._process, self.pid = None, None
+        await _ended_within(process, math.inf)  # not even SIGKILL ends a process that hangs in its driver
+        if error is None and process.returncode != NEEDS_NEW_PROCESS:
+            error = SourceError(SourceState.DOWN, "child_ended", f"its process ended with code {process.returncode}")
+        return error
+
+    def _spawn(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
+        ours, theirs = socket.socketpair()
+        assignment = Assignment(
+            collector=f"{type(self._collector).__module__}:{type(self._collector).__qualname__}",
+            settings=msgspec.Raw(msgspec.json.encode(self._settings)),
+            clock_offset_ns=self._clock.offset_ns,
+            socket_fd=theirs.fileno(),
+        )
+        command = [sys.executable, "-P", "-m", "jouled.app.runtime.child", self._group, self.name]
+        with theirs:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(theirs.fileno(),))
+        with contextlib.suppress(OSError):  # it died already: end of file on the socket tells
+            if process.stdin is not None:
+                with process.stdin as channel:
+                    channel.write(msgspec.json.encode(assignment))
+        ours.setblocking(False)
+        return process, ours
+
+    async def _take_batches(self, reader: asyncio.StreamReader) -> SourceError | None:
+        try:
+            while True:
+                async with asyncio.timeout(self._hung_seconds):
+                    length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
+                    if length > _LARGEST_FRAME_BYTES:
+                        return SourceError(SourceState.DOWN, "garbage", f"its process sent a frame of {length} bytes")
+                    batch = self._decoder.decode(await reader.readexactly(length))
+                if batch.readings:
+                    self._backoff.reset()
+                self._deliver(batch)
+        except TimeoutError:
+            message = f"its process said nothing for {self._hung_seconds:g} s and was ended"
+            return SourceError(SourceState.DOWN, "hung", message)
+        except msgspec.MsgspecError as error:
+            return SourceError(SourceState.DOWN, "garbage", f"its process sent what cannot be read: {error}")
+        except (OSError, EOFError):
+            return None
+
+    def _report(self, state: SourceState, reason: str, message: str) -> None:
+        report = SourceReport(source=self.name, state=state, reason=reason, message=message, t_ns=self._clock.now_ns())
+        self._deliver(self._batch(report))
+
+    def _batch(self, *reports: SourceReport) -> Batch:
+        return Batch(
+            source=self.name,
+            boot_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+            wall_ns=time.time_ns(),
+            reports=list(reports),
+        )
+
+
+async def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Ask the process to end, then make it; within two seconds."""
+    process.terminate()
+    if not await _ended_within(process, _TERMINATE_SECONDS):
+        process.kill()
+        await _ended_within(process, _KILL_SECONDS)
+
+
+async def _ended_within(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while process.poll() is None:
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(_POLL_SECONDS)
+    return True

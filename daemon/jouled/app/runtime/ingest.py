@@ -1,0 +1,116 @@
+"""From what a receiver decoded to the core: whose request it is, and when it was in core time."""
+
+from collections.abc import Callable, Iterable
+
+from msgspec.structs import replace
+
+from jouled.api import Clock, EngineHint, Received, ReceivedRequest, Rejected
+from jouled.app.runtime.wall_clock import WallClock
+from jouled.model.engine import Engine
+from jouled.model.requests import RequestEvent, RequestStart
+
+_KNOWN_ALREADY = frozenset({"duplicate", "conflict"})
+"""Reasons of the core that are no fault of the sender: it repeated what it was not sure to have delivered."""
+
+_UNKNOWN_ENGINE = "unknown_engine"
+
+
+class Ingest:
+    """Routes requests to engines and feeds them to the core.
+
+    feed: the core's; it returns why it refused an event, the empty string if it took it. count: takes the reason of
+    an event that never reached the core.
+    """
+
+    def __init__(
+        self,
+        engines: Callable[[], Iterable[Engine]],
+        feed: Callable[[RequestEvent | RequestStart], str],
+        count: Callable[[str], None],
+        clock: Clock,
+        wall: WallClock,
+    ) -> None:
+        self._engines = engines
+        self._feed = feed
+        self._count = count
+        self._clock = clock
+        self._wall = wall
+
+    def take(self, received: Received) -> Received:
+        """Feed what was received; returns it with what was refused here added to `rejected`."""
+        for refused in received.rejected:
+            self._count(refused.reason)
+        engines = list(self._engines())
+        now_ns = self._clock.now_ns()
+        accepted: list[ReceivedRequest] = []
+        rejected = list(received.rejected)
+        for request in received.requests:
+            refusal = self._take_one(request, engines, now_ns)
+            if refusal is None:
+                accepted.append(request)
+            else:
+                rejected.append(refusal)
+        return replace(received, requests=accepted, rejected=rejected)
+
+    def _take_one(self, request: ReceivedRequest, engines: list[Engine], now_ns: int) -> Rejected | None:
+        engine = find_engine(request.hint, engines)
+        position = f"request {request.event.id}"
+        if engine is None:
+            self._count(_UNKNOWN_ENGINE)
+            return Rejected(position, _UNKNOWN_ENGINE, _whose(request.hint, engines))
+        reason = self._feed(self._in_core_time(request.event, engine, now_ns))
+        if reason and reason not in _KNOWN_ALREADY:
+            return Rejected(position, reason, f"refused: {reason.replace('_', ' ')}")
+        return None
+
+    def _in_core_time(
+        self, event: RequestEvent | RequestStart, engine: Engine, now_ns: int
+    ) -> RequestEvent | RequestStart:
+        to_core = self._wall.to_core
+        if isinstance(event, RequestStart):
+            return replace(event, engine=engine.name, arrival_ns=to_core(event.arrival_ns), seen_ns=now_ns)
+        # One shift for the whole request: a step of the wall clock within it changes none of its durations.
+        shift_ns = to_core(event.last_token_ns) - event.last_token_ns
+        return replace(
+            event,
+            engine=engine.name,
+            arrival_ns=event.arrival_ns + shift_ns,
+            scheduled_ns=None if event.scheduled_ns is None else event.scheduled_ns + shift_ns,
+            first_token_ns=event.first_token_ns + shift_ns,
+            last_token_ns=event.last_token_ns + shift_ns,
+            seen_ns=now_ns,
+        )
+
+
+def find_engine(hint: EngineHint, engines: list[Engine]) -> Engine | None:
+    """The engine that is meant: by its name; by pid, then service name, then type; or the only one there is."""
+    if hint.engine:
+        return _only(engine for engine in engines if engine.name == hint.engine)
+    if hint.pid is not None and (found := _only(engine for engine in engines if engine.pid == hint.pid)):
+        return found
+    if hint.service_name and (found := _only(engine for engine in engines if engine.name == hint.service_name)):
+        return found
+    return _only(engine for engine in engines if engine.type == hint.engine_type or not hint.engine_type)
+
+
+def _only(engines: Iterable[Engine]) -> Engine | None:
+    found = list(engines)
+    return found[0] if len(found) == 1 else None
+
+
+def _whose(hint: EngineHint, engines: list[Engine]) -> str:
+    said = [
+        f"{what} {value}"
+        for what, value in (
+            ("engine", hint.engine),
+            ("pid", hint.pid),
+            ("service name", hint.service_name),
+            ("type", hint.engine_type),
+        )
+        if value
+    ]
+    known = ", ".join(engine.name for engine in engines) or "none"
+    return (
+        f"no engine matches {', '.join(said) or 'an event that names none'}; engines here: {known}. "
+        "Send the engine's name, or set OTEL_SERVICE_NAME of the engine to it"
+    )

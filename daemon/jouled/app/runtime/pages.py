@@ -1,0 +1,55 @@
+"""One GET of an engine's page, with limits on time and size, and one reason for each way in which it can fail."""
+
+import asyncio
+from http import HTTPStatus
+
+import aiohttp
+
+from jouled.model.errors import SourceError, SourceState
+
+TIMEOUT_SECONDS = 4.0
+"""For the whole answer, so that an engine that drips its page byte by byte is given up too."""
+
+LARGEST_PAGE_BYTES = 8 * 1024 * 1024
+"""A vLLM page has 50 to 100 kB; with thousands of label sets some megabytes."""
+
+
+def open_session() -> aiohttp.ClientSession:
+    """A session that asks for plain text and unpacks nothing: on loopback compression only costs the engine time."""
+    return aiohttp.ClientSession(
+        headers={"Accept-Encoding": "identity", "User-Agent": "jouled"},
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+    )
+
+
+async def fetch(session: aiohttp.ClientSession, url: str) -> bytes:
+    """The body behind `url`; follows no redirect, for it could lead to a port that nobody recognised as an engine.
+
+    Raises `SourceError` with state down and the reasons timeout, refused, http_<status>, too_large or disconnected.
+    """
+    try:
+        async with asyncio.timeout(TIMEOUT_SECONDS), session.get(url, allow_redirects=False) as response:
+            if response.status != HTTPStatus.OK:
+                raise _down(f"http_{response.status}", f"{url} answered {response.status}")
+            return await _body(response, url)
+    except TimeoutError:
+        raise _down("timeout", f"{url} did not answer within {TIMEOUT_SECONDS:g} s") from None
+    except aiohttp.ClientConnectorError as error:
+        raise _down("refused", f"{url} cannot be reached: {error.strerror or error}") from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise _down("disconnected", f"{url} broke off: {type(error).__name__}") from error
+
+
+async def _body(response: aiohttp.ClientResponse, url: str) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > LARGEST_PAGE_BYTES:
+            raise _down("too_large", f"{url} is larger than {LARGEST_PAGE_BYTES} bytes")
+    return bytes(body)
+
+
+def _down(reason: str, message: str) -> SourceError:
+    return SourceError(SourceState.DOWN, reason, message)

@@ -1,0 +1,1 @@
+"""The pure core: ledger, attribution, accounting. No I/O, no clock, no logging."""

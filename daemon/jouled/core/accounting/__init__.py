@@ -1,0 +1,1 @@
+"""Final request energies to receipts, goodput, cost and counters."""

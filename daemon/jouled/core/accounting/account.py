@@ -1,0 +1,92 @@
+"""The account of the node: bookings and finals into counters, receipts and recent ratios."""
+
+from collections import deque
+
+from jouled.core.accounting.cost import co2e_grams, energy_cost, facility_factor
+from jouled.core.accounting.counters import BoundedLabel, CounterTable, HistogramBook
+from jouled.core.accounting.verdicts import verdict
+from jouled.model.device import Quality
+from jouled.model.parameters import Parameters
+from jouled.model.receipt import Receipt
+from jouled.model.requests import RequestEvent
+from jouled.model.snapshot import Owner
+from jouled.model.units import joules, microjoules
+
+RECENT_RECEIPTS = 100
+SECONDS_PER_HOUR = 3600.0
+
+
+class Account:
+    """Book-clock counters. Energies are whole microjoules, the same integers as in the receipts."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters
+        self.counters = CounterTable()
+        self.request_energy: dict[str, HistogramBook] = {}
+        self.recent: deque[Receipt] = deque(maxlen=RECENT_RECEIPTS)
+        limits = parameters.limits
+        self._models = BoundedLabel("model_name", limits.models, limits, self.counters)
+        self._tenants = BoundedLabel("tenant", limits.tenants, limits, self.counters)
+
+    def model(self, name: str) -> str:
+        """A model's name as a label value."""
+        return self._models.bound(name)
+
+    def book_energy(self, engine: str, model: str, owner: Owner, quality: Quality, energy_uj: int) -> None:
+        """Energy has found its owner."""
+        model = self.model(model)
+        self.counters.add("energy_joules_total", (engine, model, owner.value, owners_quality(quality)), energy_uj)
+        if quality is Quality.ESTIMATED:
+            return
+        price = self.parameters.price
+        cost = energy_cost(price, joules(energy_uj))
+        if cost is not None:
+            name = "energy_cost_total" if cost >= 0 else "energy_credit_total"
+            self.counters.add(name, (price.currency, model), abs(cost))
+        grams = co2e_grams(price, joules(energy_uj))
+        if grams is not None:
+            self.counters.add("co2e_grams_total", (model,), grams)
+
+    def book_hardware(self, model: str, hours_of_node: float) -> None:
+        """Hardware was there for `hours_of_node` (a share of the node's hours)."""
+        price = self.parameters.price
+        if price.hardware_price_per_hour is not None:
+            amount = hours_of_node * price.hardware_price_per_hour
+            self.counters.add("hardware_cost_total", (price.currency, self.model(model)), amount)
+
+    def book_request(self, event: RequestEvent, receipt: Receipt, energy_uj: int) -> None:
+        """A request is final."""
+        engine, model = receipt.engine, self.model(receipt.model)
+        add = self.counters.add
+        cached = min(event.cached_prompt_tokens or 0, event.prompt_tokens)
+        add("requests_total", (engine, model, event.outcome.value), 1)
+        add("request_tokens_total", (engine, model, "prompt_computed"), event.prompt_tokens - cached)
+        add("request_tokens_total", (engine, model, "prompt_cached"), cached)
+        add("request_tokens_total", (engine, model, "generation"), event.generation_tokens)
+        self._book_components(engine, model, energy_uj)
+        for slo in self.parameters.slos:
+            labels = (slo.name, engine, model, verdict(slo, event).value)
+            add("slo_requests_total", labels, 1)
+            add("slo_tokens_total", labels, event.generation_tokens)
+            add("slo_energy_joules_total", labels, energy_uj)
+        if receipt.tier:
+            add("tier_tokens_total", (engine, model, receipt.tier), event.generation_tokens)
+            add("tier_energy_joules_total", (engine, model, receipt.tier), energy_uj)
+        if self.parameters.by_tenant:
+            tenant = self._tenants.bound(event.tenant)
+            add("tenant_energy_joules_total", (tenant, model), energy_uj)
+            add("tenant_tokens_total", (tenant, model), event.generation_tokens)
+        histogram = self.request_energy.setdefault(model, HistogramBook())
+        histogram.observe(joules(energy_uj), event.trace_id, receipt.last_token_ns / 1e9)
+        self.recent.append(receipt)
+
+    def _book_components(self, engine: str, model: str, energy_uj: int) -> None:
+        self.counters.add("attributed_energy_joules_total", (engine, model, "compute"), energy_uj)
+        if self.parameters.price.pue is not None:
+            surplus = microjoules(joules(energy_uj) * (facility_factor(self.parameters.price) - 1.0))
+            self.counters.add("attributed_energy_joules_total", (engine, model, "facility_surplus"), surplus)
+
+
+def owners_quality(quality: Quality) -> str:
+    """The quality of a group's books: a guess, or not."""
+    return (Quality.ESTIMATED if quality is Quality.ESTIMATED else Quality.MEASURED).value

@@ -1,0 +1,1 @@
+"""Energy per cell to energy per request (docs/attribution.md)."""

@@ -1,0 +1,193 @@
+"""Who ran when, as far as the engine's gauge and the events agree; and how long the books wait for the rest.
+
+A cell may close once every request that ran in it is known (docs/attribution.md, closing rule): an engine's running
+gauge says how many there were, the events say which. Where they never agree (a client abort is told by nobody) the
+books wait for the horizon.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections import deque
+from math import log2
+
+from jouled.core.attribution.cells import cell_of
+from jouled.model.engine import EngineSample
+from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
+
+FIRST_HOUR_NS = nanoseconds(3600.0)
+SPAN_BUCKET_NS = nanoseconds(300.0)
+SPAN_QUANTILE = 0.999
+SPAN_FACTOR = 1.2
+
+
+class Monotone:
+    """A counter that starts over at zero when its process does."""
+
+    def __init__(self) -> None:
+        self._raw: int | None = None
+        self.total = 0
+
+    def take(self, raw: int | None) -> int:
+        """Take a reading (`None`: the page lacks it); returns the increase."""
+        if raw is None:
+            return 0
+        last, self._raw = self._raw, raw
+        if last is None:
+            return 0
+        increase = raw - last if raw >= last else raw
+        self.total += increase
+        return increase
+
+
+class Look:
+    """One sample of an engine's page, with counters made monotone and the residents known at that instant."""
+
+    __slots__ = ("cached", "generation", "known", "prompt", "quiet_since_ns", "running", "steps", "t_ns")
+
+    def __init__(self, t_ns: int, running: int | None) -> None:
+        self.t_ns = t_ns
+        self.running = running
+        self.known = 0
+        self.quiet_since_ns: int | None = None
+        self.steps: int | None = None
+        self.generation: int | None = None
+        self.prompt: int | None = None
+        self.cached = 0
+
+
+class Spans:
+    """The 99.9th percentile of how long requests stayed untold (seen minus service start) over the last hour."""
+
+    def __init__(self) -> None:
+        self._windows: deque[tuple[int, dict[int, int]]] = deque()
+
+    def add(self, seen_ns: int, span_ns: int) -> None:
+        """Count one request."""
+        window = seen_ns // SPAN_BUCKET_NS
+        if not self._windows or self._windows[-1][0] < window:
+            self._windows.append((window, {}))
+            while self._windows[0][0] <= window - FIRST_HOUR_NS // SPAN_BUCKET_NS:
+                self._windows.popleft()
+        counts = self._windows[-1][1]
+        bucket = round(8 * log2(max(span_ns / NANOSECONDS_PER_SECOND, 1e-3)) + 0.5)
+        counts[bucket] = counts.get(bucket, 0) + 1
+
+    def quantile_ns(self) -> int:
+        """The quantile, rounded up to the next eighth of an octave; 0 without requests."""
+        merged: dict[int, int] = {}
+        for _, counts in self._windows:
+            for bucket, count in counts.items():
+                merged[bucket] = merged.get(bucket, 0) + count
+        left = (1 - SPAN_QUANTILE) * sum(merged.values())
+        for bucket in sorted(merged, reverse=True):
+            left -= merged[bucket]
+            if left < 0:
+                return nanoseconds(2 ** (bucket / 8))
+        return 0
+
+
+class Census:
+    """The looks at one engine and the requests known at each of them."""
+
+    def __init__(self, *, wait_ns: int, horizon_min_ns: int, horizon_max_ns: int) -> None:
+        self._wait_ns = wait_ns
+        self._horizon_min_ns = horizon_min_ns
+        self._horizon_max_ns = horizon_max_ns
+        self._first_ns: int | None = None
+        self._spans = Spans()
+        self._recent: deque[tuple[int, int]] = deque()
+        self._counters = {name: Monotone() for name in ("steps", "generation", "prompt", "cached")}
+        self.looks: list[Look] = []
+        self._times: list[int] = []
+
+    def sample(self, sample: EngineSample) -> dict[str, int]:
+        """Take a sample of the page; returns what its counters grew by. One older than the last is ignored."""
+        if self._times and sample.t_ns <= self._times[-1]:
+            return {}
+        counters = self._counters
+        grown = {
+            "steps": counters["steps"].take(sample.steps),
+            "generation": counters["generation"].take(sample.generation_tokens),
+            "prompt": counters["prompt"].take(sample.prompt_tokens),
+            "cached": counters["cached"].take(sample.cached_prompt_tokens),
+        }
+        look = Look(sample.t_ns, sample.requests_running)
+        look.steps = counters["steps"].total if sample.steps is not None else None
+        look.generation = counters["generation"].total if sample.generation_tokens is not None else None
+        look.prompt = counters["prompt"].total if sample.prompt_tokens is not None else None
+        look.cached = counters["cached"].total
+        last = self.looks[-1] if self.looks else None
+        nobody = look.running == 0 and not sample.requests_waiting
+        if nobody and last is not None and last.running == 0 and not any(grown.values()):
+            look.quiet_since_ns = last.t_ns if last.quiet_since_ns is None else last.quiet_since_ns
+        look.known = sum(1 for start, end in self._recent if start <= look.t_ns < end)
+        self.looks.append(look)
+        self._times.append(look.t_ns)
+        return grown
+
+    def known(self, start_ns: int, last_ns: int, seen_ns: int) -> None:
+        """A request that ran over [start, last) has become known."""
+        low, high = bisect_left(self._times, start_ns), bisect_left(self._times, last_ns)
+        for index in range(low, high):
+            self.looks[index].known += 1
+        if not self._times or last_ns > self._times[-1]:
+            self._recent.append((start_ns, last_ns))
+        while self._recent and self._times and self._recent[0][1] <= self._times[-1]:
+            self._recent.popleft()
+        self._spans.add(seen_ns, max(seen_ns - start_ns, 0))
+
+    def began(self, t_ns: int) -> None:
+        """The books of this engine begin: its first hour starts."""
+        self._first_ns = t_ns
+
+    def horizon_ns(self, now_ns: int) -> int:
+        """How long a cell waits for requests that nobody told of (attribution.md section 4)."""
+        first_hour = self._first_ns is None or now_ns - self._first_ns < FIRST_HOUR_NS
+        wanted = max(self._wait_ns, round(SPAN_FACTOR * self._spans.quantile_ns()))
+        return min(max(wanted, self._horizon_min_ns if first_hour else 0), self._horizon_max_ns)
+
+    def verified_ns(self, now_ns: int) -> int:
+        """Up to here gauge and events agree, or nobody was there; 0 if never."""
+        for look in reversed(self.looks):
+            settled = look.running is not None and look.t_ns <= now_ns - self._wait_ns and look.known == look.running
+            quiet = look.quiet_since_ns is not None and look.quiet_since_ns <= now_ns - self._wait_ns
+            if quiet or settled:
+                return look.t_ns
+        return 0
+
+    def next_quiet_cell(self, after_cell: int) -> int | None:
+        """The first cell edge beyond `after_cell` at which the engine was seen doing nothing."""
+        for look in self.looks:
+            if look.quiet_since_ns is not None and cell_of(look.t_ns) > after_cell:
+                return cell_of(look.t_ns)
+        return None
+
+    def forget_before(self, t_ns: int) -> None:
+        """Drop looks that no open cell needs; the one before stays, for interpolation."""
+        keep_from = bisect_right(self._times, t_ns) - 1
+        if keep_from > 0:
+            del self.looks[:keep_from]
+            del self._times[:keep_from]
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether the engine's page has a step counter."""
+        return bool(self.looks) and self.looks[-1].steps is not None
+
+    def between(self, begin_ns: int, end_ns: int) -> list[Look]:
+        """Looks inside an interval, both ends included."""
+        return self.looks[bisect_left(self._times, begin_ns) : bisect_right(self._times, end_ns)]
+
+    def counter_at(self, name: str, t_ns: int) -> float | None:
+        """A counter's monotone value at `t_ns`, linear between looks; `None` outside them or without that counter."""
+        right = bisect_right(self._times, t_ns)
+        if right == 0:
+            return None
+        before = self.looks[right - 1]
+        value: float | None = getattr(before, name)
+        if value is None or before.t_ns == t_ns:
+            return value
+        if right == len(self.looks):
+            return None
+        after = self.looks[right]
+        later: float | None = getattr(after, name)
+        return None if later is None else value + (later - value) * (t_ns - before.t_ns) / (after.t_ns - before.t_ns)

@@ -1,0 +1,508 @@
+"""One engine replica's books: which requests it served, and what each closed cell gave them.
+
+The order of things: events wait in `pending` until the cell of their service start is swept; `sweep` turns a range of
+cells into rows of work; `assess` adds the work that counters saw and no event told of; `close` splits each cell's
+energy over the channels and reads requests out as their last cell closes.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS, cell_of, start_of
+from jouled.core.attribution.census import Census
+from jouled.core.attribution.load import Load, Row, Work
+from jouled.core.attribution.lost import LostWork
+from jouled.core.attribution.priors import betas
+from jouled.core.attribution.request import DECODE, DONE, ZERO, Parts, Prefix, Request
+from jouled.core.attribution.service_start import KEEP_CELLS, ServiceStart
+from jouled.model.engine import Engine, EngineSample
+from jouled.model.parameters import IdlePolicy, Parameters
+from jouled.model.requests import RequestEvent, RequestStart
+from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
+
+CHUNK_TOKENS = 2048
+"""Prompt tokens per step while nothing decodes (attribution.md section 3.4)."""
+BLOCK_CELLS = 6000
+"""Prefix integrals start over after ten minutes: floats stay short (attribution.md, numerics)."""
+STEP_RATIO_WEIGHT = 0.2
+ABANDON_NS = nanoseconds(3600.0)
+"""A request in flight for longer is taken for lost."""
+MEAN_DECAY = 0.999
+
+
+class Split(NamedTuple):
+    """One cell's energy of one engine, microjoules: `energy` of its devices, of which `idle` is nobody's."""
+
+    energy: int
+    idle: int
+    static: float
+
+
+class EngineBook:
+    """Attribution for one engine. Cells before `next_cell` are closed."""
+
+    def __init__(self, engine: Engine, parameters: Parameters) -> None:
+        self.engine = engine
+        self.betas = betas(engine)
+        self._policy = parameters.idle_policy
+        self.census = Census(
+            wait_ns=nanoseconds(parameters.wait_seconds),
+            horizon_min_ns=nanoseconds(parameters.horizon_min_seconds),
+            horizon_max_ns=nanoseconds(parameters.horizon_max_seconds),
+        )
+        self.lost = LostWork(engine.counter_semantics)
+        self._starts = ServiceStart()
+        self._load = Load()
+        self._pending: dict[int, list[RequestEvent]] = {}
+        self.in_flight: dict[str, RequestStart] = {}
+        self.open: dict[int, Request] = {}
+        self.next_cell: int | None = None
+        self._first_cell = 0
+        self._prefix = [0.0] * 7
+        self._rates = ZERO
+        self._origin_ns = 0
+        self._cell_ns = 0
+        self._step_ratio = 1.0
+        self._spent = [0.0] * 6
+        self._worked = [0.0] * 6
+        self._carried: dict[str, Parts] = {}
+        self.unreported_uj = 0.0
+
+    def describe(self, engine: Engine) -> None:
+        """The engine told more of itself (its model, its version)."""
+        self.engine = engine
+        self.betas = betas(engine)
+
+    def begin(self, cell: int) -> None:
+        """The books of this engine begin with `cell`."""
+        self.next_cell = self._first_cell = cell
+        self._origin_ns = start_of(cell)
+        self.census.began(start_of(cell))
+
+    @property
+    def edge_ns(self) -> int | None:
+        """Core time up to which this engine's books are closed; `None` before they begin."""
+        return None if self.next_cell is None else start_of(self.next_cell)
+
+    # what is told
+
+    def sample(self, sample: EngineSample) -> dict[str, int]:
+        """Take a sample of the engine's page; returns what its counters grew by."""
+        return self.census.sample(sample)
+
+    def started(self, start: RequestStart) -> None:
+        """A request is known to be in flight."""
+        self.in_flight.setdefault(start.id, start)
+
+    def ended(self, event: RequestEvent) -> str:
+        """Take a request that ended; returns `late` or `before_start` if part of its time is closed already."""
+        self.in_flight.pop(event.id, None)
+        earliest_ns = earliest_start_ns(event)
+        self.census.known(earliest_ns, event.last_token_ns, event.seen_ns or event.last_token_ns)
+        self._starts.known(event.first_token_ns)
+        cell = cell_of(earliest_ns)
+        floor = self.next_cell
+        if floor is None or cell >= floor:
+            self._pending.setdefault(cell, []).append(event)
+            return ""
+        self._pending.setdefault(floor, []).append(event)
+        if cell < self._first_cell:
+            return "before_start"
+        self.lost.told_late(event, start_of(floor))
+        return "late"
+
+    # when cells may close
+
+    def verified_cell(self, now_ns: int) -> int:
+        """Cells before this one may close: all their requests are known, or the horizon has passed."""
+        horizon_ns = now_ns - self.census.horizon_ns(now_ns)
+        return cell_of(max(self.census.verified_ns(now_ns), horizon_ns))
+
+    # sweeping
+
+    def sweep(self, until_cell: int, now_ns: int) -> list[Row]:
+        """Rows of all cells from `next_cell` up to `until_cell`, with requests placed and lost work assessed."""
+        begin = self.next_cell
+        if begin is None:
+            return []
+        self.abandon_in_flight(start_of(begin) - ABANDON_NS)
+        if start_of(until_cell) > self.census.verified_ns(now_ns):
+            self._assume_in_flight(begin, until_cell)
+        rows = [self._sweep_cell(cell) for cell in range(begin, until_cell)]
+        self._assess_steps(begin, rows)
+        self.lost.assess(self.census, begin, rows, self._means())
+        self.census.forget_before(start_of(until_cell))
+        return rows
+
+    def _sweep_cell(self, cell: int) -> Row:
+        waiting = self._pending.pop(cell, None)
+        if waiting:
+            for event in sorted(waiting, key=order_of):
+                self._place(event, cell)
+        row = self._load.sweep(cell)
+        for which, mark in row.marks:
+            if isinstance(mark, Request) and mark.event.id:
+                self.lost.expect(row, mark, which)
+        self._starts.forget(cell - KEEP_CELLS)
+        return row
+
+    def _place(self, event: RequestEvent, cell: int) -> None:
+        earliest_ns = earliest_start_ns(event)
+        cached = min(event.cached_prompt_tokens or 0, event.prompt_tokens)
+        computed = event.prompt_tokens - cached
+        start_ns = self._starts.start_ns(earliest_ns, event.first_token_ns, computed)
+        if cell_of(start_ns) > cell:
+            self._pending.setdefault(cell_of(start_ns), []).append(event)
+            return
+        self._starts.observe(start_ns, event.first_token_ns, computed)
+        edge_ns = start_of(cell) if cell_of(start_ns) < cell else start_ns
+        flags: tuple[str, ...] = ()
+        if edge_ns > start_ns:
+            flags = ("before_start",) if cell_of(start_ns) < self._first_cell else ("truncated",)
+        work = Work(
+            start_ns=start_ns,
+            first_ns=max(event.first_token_ns, start_ns + 1),
+            last_ns=max(event.last_token_ns, event.first_token_ns),
+            computed=computed,
+            cached=cached,
+            prompt=event.prompt_tokens,
+            generated=event.generation_tokens,
+            from_ns=edge_ns,
+        )
+        self._load.insert(work, Request(event, work, flags))
+
+    def _assume_in_flight(self, begin: int, until_cell: int) -> None:
+        """Requests known to be in flight at the horizon take part with mean figures; see `Means`."""
+        means = self._means()
+        for start in sorted(self.in_flight.values(), key=lambda s: s.id):
+            if cell_of(start.arrival_ns) >= until_cell:
+                continue
+            first_ns = start.arrival_ns + nanoseconds(means.prefill_seconds)
+            end_ns = start_of(until_cell)
+            generated = 1 + max(0, round((end_ns - first_ns) / NANOSECONDS_PER_SECOND / means.tpot_seconds))
+            work = Work(
+                start_ns=start.arrival_ns,
+                first_ns=first_ns,
+                last_ns=max(end_ns, first_ns),
+                computed=round(means.computed),
+                cached=0,
+                prompt=round(means.computed),
+                generated=generated,
+                from_ns=max(start_of(begin), start.arrival_ns),
+            )
+            clipped = (
+                work._replace(last_ns=end_ns) if first_ns < end_ns else work._replace(first_ns=end_ns, last_ns=end_ns)
+            )
+            self._load.insert(clipped, Request(_in_flight_event(start, clipped), clipped, ("in_flight",)))
+
+    def _means(self) -> "Means":
+        worked = self._worked
+        tpot = worked[5] / worked[4] if worked[4] > 1 else 0.03
+        return Means(
+            computed=self.lost.mean_computed,
+            prefill_seconds=max(self.lost.mean_prefill_seconds, 0.001),
+            tpot_seconds=tpot,
+            context=worked[3] / worked[4] if worked[4] > 1 else self.lost.mean_computed,
+        )
+
+    def _assess_steps(self, begin: int, rows: Sequence[Row]) -> None:
+        """Estimate engine steps per cell, scaled to what the step counter says where there is one."""
+        for row in rows:
+            if row.decoders > 0.0:
+                row.steps = row.decode / row.decoders * min(row.decoders, CELL_SECONDS * row.busy)
+            elif row.prefill > 0.0:
+                row.steps = row.prefill / CHUNK_TOKENS
+        counted = _counted_over(self.census, "steps", begin, len(rows))
+        if counted is not None:
+            low, high, steps = counted
+            estimated = sum(row.steps for row in rows[low - begin : high - begin])
+            if estimated > 20 and steps > 0:
+                ratio = min(max(steps / estimated, 0.05), 4.0)
+                self._step_ratio += STEP_RATIO_WEIGHT * (ratio - self._step_ratio)
+        for row in rows:
+            row.steps *= self._step_ratio
+
+    # closing
+
+    def expected_uj(self, row: Row) -> float:
+        """Expected dynamic energy of a row in the priors' scale; only ratios of it are used."""
+        return sum(self._expected(row))
+
+    def _expected(self, row: Row) -> tuple[float, float, float, float, float]:
+        beta = self.betas
+        lost = row.lost
+        if lost is None:
+            return (
+                beta.step * row.steps,
+                beta.prefill * row.prefill,
+                beta.attention * row.attention,
+                beta.decode * row.decode,
+                beta.kv * row.kv,
+            )
+        return (
+            beta.step * row.steps,
+            beta.prefill * (row.prefill + lost.prefill),
+            beta.attention * (row.attention + lost.attention),
+            beta.decode * (row.decode + lost.decode),
+            beta.kv * (row.kv + lost.kv),
+        )
+
+    def close(self, cell: int, row: Row, split: Split) -> tuple[int, list[Request]]:
+        """Close one cell; returns microjoules that nothing explains, and the requests that are final now."""
+        self._cell_ns = start_of(cell)
+        self.next_cell = cell + 1
+        if cell_of(self._cell_ns - self._origin_ns) >= BLOCK_CELLS:
+            self._start_block()
+        residents = row.resident + (row.lost.resident if row.lost else 0.0)
+        unexplained = self._set_rates(row, split, residents)
+        if row.lost:
+            self._book_lost(row, residents)
+        watts = (split.energy - split.idle) * 1e-6 / CELL_SECONDS
+        finals = self._read_out(row, watts / max(residents / CELL_SECONDS, 1.0))
+        for index, rate in enumerate(self._rates[:6]):
+            self._prefix[index] += rate * CELL_SECONDS
+        begin_seconds = (self._cell_ns - self._origin_ns) / NANOSECONDS_PER_SECOND
+        self._prefix[6] += self._rates.kv * CELL_SECONDS * (begin_seconds + CELL_SECONDS / 2)
+        return unexplained, finals
+
+    def _set_rates(self, row: Row, split: Split, residents: float) -> int:
+        """λ of every channel in this cell, microjoules per unit of work; returns what nothing explains."""
+        held = split.energy - split.idle
+        if not row.active or held <= 0:
+            self._rates = ZERO
+            return max(held, 0)
+        expected = self._expected(row)
+        total = sum(expected)
+        static, dynamic = min(split.static, float(held)), held - min(split.static, float(held))
+        if self._policy is IdlePolicy.DYNAMIC and total > 0.0:
+            static, dynamic = 0.0, float(held)
+        if total <= 0.0:
+            self._rates = Prefix(resident=static / residents if residents else 0.0)
+            return int(dynamic)
+        scale = dynamic / total
+        beta = self.betas
+        self._rates = Prefix(
+            resident=static / residents,
+            step=scale * expected[0] / residents,
+            prefill=scale * beta.prefill,
+            attention=scale * beta.attention,
+            decode=scale * beta.decode,
+            kv=scale * beta.kv,
+        )
+        self._remember(row, residents, static, scale, expected)
+        return 0
+
+    def _remember(self, row: Row, residents: float, static: float, scale: float, expected: Sequence[float]) -> None:
+        spent, worked = self._spent, self._worked
+        spent[0] = MEAN_DECAY * spent[0] + static
+        for channel, share in enumerate(expected, start=1):
+            spent[channel] = MEAN_DECAY * spent[channel] + scale * share
+        for index, work in enumerate((residents, row.prefill, row.attention, row.kv, row.decode, row.decoders)):
+            worked[index] = MEAN_DECAY * worked[index] + work
+
+    def _book_lost(self, row: Row, residents: float) -> None:
+        lost, rates = row.lost, self._rates
+        if lost is None or residents <= 0.0:
+            return
+        self.unreported_uj += (
+            (rates.resident + rates.step) * lost.resident
+            + rates.prefill * lost.prefill
+            + rates.attention * lost.attention
+            + rates.decode * lost.decode
+            + rates.kv * lost.kv
+        )
+
+    def _at(self, t_ns: int) -> Prefix:
+        """The prefix integrals at an instant of the cell that is being closed."""
+        begin = (self._cell_ns - self._origin_ns) / NANOSECONDS_PER_SECOND
+        offset = (t_ns - self._cell_ns) / NANOSECONDS_PER_SECOND
+        prefix, rates = self._prefix, self._rates
+        return Prefix(
+            prefix[0] + rates[0] * offset,
+            prefix[1] + rates[1] * offset,
+            prefix[2] + rates[2] * offset,
+            prefix[3] + rates[3] * offset,
+            prefix[4] + rates[4] * offset,
+            prefix[5] + rates[5] * offset,
+            prefix[6] + rates[5] * offset * (begin + offset / 2),
+        )
+
+    def _read_out(self, row: Row, watts_each: float) -> list[Request]:
+        finals = []
+        for which, mark in row.marks:
+            if not isinstance(mark, Request):
+                continue
+            work = mark.work
+            begin_ns = max(work.start_ns, work.from_ns)
+            if which == 0:
+                mark.since = self._at(begin_ns)
+                mark.edge_watts[0] = watts_each
+                self.open[id(mark)] = mark
+            elif which == 1:
+                mark.fold(self._at(max(work.first_ns, begin_ns)), self._origin_ns)
+                mark.phase = DECODE
+            else:
+                mark.fold(self._at(max(work.last_ns, begin_ns)), self._origin_ns)
+                mark.edge_watts[1] = watts_each
+                finals.append(mark)
+        return [request for request in finals if self._retire(request)]
+
+    def _retire(self, request: Request) -> bool:
+        """Take a request out of the open ones; one that only stood in for a request in flight is carried over."""
+        request.phase = DONE
+        self.open.pop(id(request), None)
+        key = request.event.id
+        if "in_flight" in request.flags:
+            self._carried.setdefault(key, Parts()).add(request.parts)
+            return False
+        carried = self._carried.pop(key, None)
+        if carried is not None:
+            request.parts.add(carried)
+        return True
+
+    def _start_block(self) -> None:
+        end = Prefix(*self._prefix)
+        for request in self.open.values():
+            request.fold(end, self._origin_ns)
+            request.since = ZERO
+        self._prefix = [0.0] * 7
+        self._origin_ns = self._cell_ns
+
+    # what is held for whom
+
+    def open_uj(self) -> float:
+        """What closed cells gave to requests that are not final, microjoules."""
+        at_edge = Prefix(*self._prefix)
+        total = self.unreported_uj + sum(
+            parts.resident + parts.prefill_total + parts.decode_total for parts in self._carried.values()
+        )
+        for request in self.open.values():
+            request.fold(at_edge, self._origin_ns)
+            total += request.parts.resident + request.parts.prefill_total + request.parts.decode_total
+        return total
+
+    def take_unreported(self) -> int:
+        """Whole microjoules of work that no event told of; each is handed out once."""
+        whole = int(self.unreported_uj)
+        self.unreported_uj -= whole
+        return whole
+
+    def finish(self) -> Iterator[Request]:
+        """At the end of a recording: requests that last beyond the last reading are read out as they are."""
+        at_edge = Prefix(*self._prefix)
+        for request in sorted(self.open.values(), key=lambda r: order_of(r.event)):
+            request.fold(at_edge, self._origin_ns)
+            request.flags = (*request.flags, "truncated")
+            if self._retire(request):
+                yield request
+        for event in sorted((e for waiting in self._pending.values() for e in waiting), key=order_of):
+            work = Work(event.arrival_ns, event.first_token_ns, event.last_token_ns, 0, 0, 0, 0, event.last_token_ns)
+            yield Request(event, work, ("beyond_end",))
+        self._pending.clear()
+        self.abandon_in_flight(None)
+
+    def abandon_in_flight(self, before_ns: int | None) -> None:
+        """Requests that began (before a time) and never ended: what they were given is unreported."""
+        for key, start in list(self.in_flight.items()):
+            if before_ns is None or start.arrival_ns < before_ns:
+                del self.in_flight[key]
+        for key in [key for key in self._carried if key not in self.in_flight]:
+            if before_ns is None or not self._waits_for(key):
+                parts = self._carried.pop(key)
+                self.unreported_uj += parts.resident + parts.prefill_total + parts.decode_total
+
+    def _waits_for(self, request_id: str) -> bool:
+        """Whether a request that ended is still on its way to its account."""
+        waiting = any(event.id == request_id for events in self._pending.values() for event in events)
+        return waiting or any(request.event.id == request_id for request in self.open.values())
+
+    def outline(self, event: RequestEvent) -> Request | None:
+        """A request's share at the engine's recent means, before its cells close; `None` before anything ran."""
+        means = self._mean_rates()
+        if means is None:
+            return None
+        start_ns = earliest_start_ns(event)
+        cached = min(event.cached_prompt_tokens or 0, event.prompt_tokens)
+        first_ns = max(event.first_token_ns, start_ns + 1)
+        computed = event.prompt_tokens - cached
+        work = Work(
+            start_ns,
+            first_ns,
+            max(event.last_token_ns, first_ns),
+            computed,
+            cached,
+            event.prompt_tokens,
+            event.generation_tokens,
+            start_ns,
+        )
+        request = Request(event, work, ())
+        prefill_seconds = (first_ns - start_ns) / NANOSECONDS_PER_SECOND
+        decode_seconds = (work.last_ns - first_ns) / NANOSECONDS_PER_SECOND
+        decoded = work.decode_rate * decode_seconds
+        parts = request.parts
+        parts.resident = means.resident * (prefill_seconds + decode_seconds)
+        parts.prefill_step = means.step * prefill_seconds
+        parts.prefill = means.prefill * computed
+        parts.attention = means.attention * work.attention_rate * prefill_seconds
+        parts.decode_step = means.step * decode_seconds
+        parts.decode = means.decode * decoded
+        parts.kv = means.kv * decoded * (work.prompt + decoded / 2)
+        return request
+
+    def _mean_rates(self) -> Prefix | None:
+        """Mean microjoules per unit of work lately, for provisional figures; `None` before anything ran."""
+        spent, worked = self._spent, self._worked
+        if worked[0] <= 0.0:
+            return None
+        units = (worked[0], worked[0], worked[1], worked[2], worked[4], worked[3])
+        rates = [s / w if w > 0.0 else 0.0 for s, w in zip(spent, units, strict=True)]
+        return Prefix(*rates)
+
+    def spent_shares(self) -> list[float]:
+        """Energy per channel lately, microjoules, for the spread in the uncertainty."""
+        return list(self._spent)
+
+
+class Means(NamedTuple):
+    """Mean figures of an engine's reported requests, where one is missing."""
+
+    computed: float
+    prefill_seconds: float
+    tpot_seconds: float
+    context: float
+
+
+def earliest_start_ns(event: RequestEvent) -> int:
+    """When service may have begun at the earliest: scheduled, else arrival; before the first token."""
+    begun = event.arrival_ns if event.scheduled_ns is None else max(event.scheduled_ns, event.arrival_ns)
+    return min(begun, max(event.first_token_ns - 1_000_000, event.arrival_ns))
+
+
+def order_of(event: RequestEvent) -> tuple[str, str, int]:
+    """The order in which requests are taken, whatever the order in which they came."""
+    return event.engine, event.id, event.arrival_ns
+
+
+def _counted_over(census: Census, name: str, begin: int, count: int) -> tuple[int, int, float] | None:
+    """(first cell, end cell, increase) of a counter over the part of a range that looks cover; `None` without."""
+    looks = [look for look in census.looks if getattr(look, name) is not None]
+    if len(looks) < 2:
+        return None
+    low = max(begin, cell_of(looks[0].t_ns + CELL_NS - 1))
+    high = min(begin + count, cell_of(looks[-1].t_ns))
+    if high <= low:
+        return None
+    start, end = census.counter_at(name, start_of(low)), census.counter_at(name, start_of(high))
+    return None if start is None or end is None else (low, high, end - start)
+
+
+def _in_flight_event(start: RequestStart, work: Work) -> RequestEvent:
+    return RequestEvent(
+        engine=start.engine,
+        id=start.id,
+        arrival_ns=start.arrival_ns,
+        first_token_ns=work.first_ns,
+        last_token_ns=work.last_ns,
+        prompt_tokens=work.prompt,
+        generation_tokens=work.generated,
+    )

@@ -1,0 +1,324 @@
+"""The books of one device group: devices joined by shared engines, closed cell by cell, exact in microjoules.
+
+measured = prefill + decode + resident + unreported + idle + unattributed + downtime + open, always: closing a cell
+hands all of its energy to an owner or to `held`, finals move whole microjoules out of `held`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from jouled.core.attribution.cells import CELL_NS, cell_of, start_of
+from jouled.core.attribution.engine import EngineBook, Split, order_of
+from jouled.core.attribution.idle import IdlePower
+from jouled.core.attribution.load import Row
+from jouled.core.attribution.request import Request
+from jouled.core.ledger.counters import SILENCE_NS
+from jouled.core.ledger.meter import Meter
+from jouled.model.parameters import IdlePolicy
+from jouled.model.snapshot import Owner
+
+RANGE_CELLS = 300
+"""Cells of an engine close in ranges of 30 s: the shortest over which lost work can be told from noise."""
+
+
+class InvariantError(AssertionError):
+    """The books of a group do not add up."""
+
+
+class Final(NamedTuple):
+    """A request whose last cell has closed, with the whole microjoules it owns."""
+
+    request: Request
+    prefill_uj: int
+    decode_uj: int
+    resident_uj: int
+    idle_source: str
+
+
+class Booking(NamedTuple):
+    """Energy that found its owner. `engine` is empty for devices of no engine."""
+
+    engine: str
+    owner: Owner
+    microjoules: int
+
+
+class DeviceGroup:
+    """One group: its meters, its engines, and the edge up to which it is closed."""
+
+    def __init__(self, meters: Sequence[Meter], engines: Sequence[EngineBook], policy: IdlePolicy) -> None:
+        self.meters = list(meters)
+        self.engines = sorted(engines, key=lambda book: book.engine.name)
+        self._policy = policy
+        self._idle = {meter.device.name: IdlePower(meter.device) for meter in self.meters}
+        self._anchor: int | None = None
+        self._next = 0
+        self._users = {
+            meter.device.name: [i for i, book in enumerate(self.engines) if meter.device.name in book.engine.devices]
+            for meter in self.meters
+        }
+        self._closed_uj = {meter.device.name: 0 for meter in self.meters}
+        self._closed_base_uj = 0
+        self._late_booked_uj = 0
+        self.held = {book.engine.name: 0 for book in self.engines}
+        self.booked_uj = 0
+        self.measured_base_uj = sum(meter.measured_uj for meter in self.meters)
+
+    @property
+    def estimated(self) -> bool:
+        """Whether any device's energy is a guess: then the whole group's is."""
+        return any(meter.estimated for meter in self.meters)
+
+    @property
+    def edge_ns(self) -> int | None:
+        """Core time up to which the cells are closed; `None` before the first reading."""
+        return None if self._anchor is None else start_of(self._next)
+
+    @property
+    def edge_cell(self) -> int | None:
+        """The first cell that is not closed; `None` before the first reading."""
+        return None if self._anchor is None else self._next
+
+    @property
+    def measured_uj(self) -> int:
+        """Energy measured since this group began, microjoules."""
+        return sum(meter.measured_uj for meter in self.meters) - self.measured_base_uj
+
+    @property
+    def open_uj(self) -> int:
+        """Energy without an owner yet: of cells not closed and of closed ones held for requests in flight."""
+        return self.measured_uj - self.booked_uj
+
+    def begin_at(self, closed: dict[str, int], edge_cell: int) -> None:
+        """Go on where other groups left these devices: `closed` is what they booked of each device's curve."""
+        self._closed_uj.update(closed)
+        self._closed_base_uj = sum(self._closed_uj.values())
+        told_late = sum(meter.measured_uj - meter.curve.last_uj for meter in self.meters if meter.curve)
+        self.measured_base_uj = self._closed_base_uj + told_late
+        self._begin(edge_cell)
+
+    def _begin(self, cell: int) -> None:
+        self._anchor = self._next = cell
+        for book in self.engines:
+            book.begin(cell)
+
+    def closed_uj(self) -> dict[str, int]:
+        """How much of each device's curve is booked, microjoules."""
+        return dict(self._closed_uj)
+
+    # closing
+
+    def advance(self, now_ns: int, *, everything: bool = False) -> tuple[list[Booking], list[Final]]:
+        """Close all cells that may be; `everything` closes up to the last reading, as a recording's end does."""
+        bookings: list[Booking] = []
+        finals: list[Final] = []
+        late_uj = sum(meter.take_late() for meter in self.meters)
+        if late_uj:
+            self._late_booked_uj += late_uj
+            bookings.append(
+                self._book("" if not self.engines else self.engines[0].engine.name, Owner.UNATTRIBUTED, late_uj)
+            )
+        if self._anchor is None and not self._find_beginning():
+            return bookings, finals
+        while (until := self._next_edge(now_ns, everything=everything)) is not None:
+            self._close_range(until, now_ns, bookings, finals)
+        if everything:
+            self._finish(bookings, finals)
+        return bookings, finals
+
+    def _find_beginning(self) -> bool:
+        known = [meter.curve.first_ns for meter in self.meters if meter.curve]
+        if known:
+            self._begin(cell_of(min(known)))
+        return bool(known)
+
+    def _covered_cell(self, now_ns: int, *, everything: bool) -> int:
+        known = [meter for meter in self.meters if meter.curve]
+        if everything:
+            return max(cell_of(meter.curve.last_ns - 1) + 1 for meter in known)
+        return cell_of(min(now_ns - SILENCE_NS if m.silent(now_ns) else m.curve.last_ns for m in known))
+
+    def _next_edge(self, now_ns: int, *, everything: bool) -> int | None:
+        covered = self._covered_cell(now_ns, everything=everything)
+        if covered <= self._next:
+            return None
+        if not self.engines:
+            return covered
+        bound = covered if everything else min(covered, *(book.verified_cell(now_ns) for book in self.engines))
+        grid = self._next + RANGE_CELLS - (self._next - (self._anchor or 0)) % RANGE_CELLS
+        quiet = [book.census.next_quiet_cell(self._next) for book in self.engines]
+        candidates = [grid]
+        if all(cell is not None for cell in quiet):
+            candidates.append(max(cell for cell in quiet if cell is not None))
+        edge = min(candidates)
+        if edge <= bound:
+            return edge
+        return covered if everything else None
+
+    def _close_range(self, until: int, now_ns: int, bookings: list[Booking], finals: list[Final]) -> None:
+        for meter in self.meters:
+            if meter.silent(now_ns):
+                meter.freeze(start_of(until))
+        if not self.engines:
+            self._close_idle(until, bookings)
+            return
+        rows = [book.sweep(until, now_ns) for book in self.engines]
+        begin = self._next
+        energies = [self._take_energy(cell + 1) for cell in range(begin, until)]
+        self._observe_idle(rows, energies)
+        idle_per_cell = {name: idle.per_cell_uj() for name, idle in self._idle.items()}
+        for offset, energy in enumerate(energies):
+            cell_rows = [engine_rows[offset] for engine_rows in rows]
+            self._close_cell(begin + offset, cell_rows, energy, idle_per_cell, bookings, finals)
+        self._settle(bookings)
+        self._closed(until)
+
+    def _close_idle(self, until: int, bookings: list[Booking]) -> None:
+        """Devices of no engine are idle."""
+        idle_uj = sum(self._take_energy(until).values())
+        if idle_uj:
+            bookings.append(self._book("", Owner.IDLE, idle_uj))
+        self._closed(until)
+
+    def _closed(self, until: int) -> None:
+        self._next = until
+        for meter in self.meters:
+            meter.curve.forget_before(start_of(until) - CELL_NS)
+        closed_uj = sum(self._closed_uj.values()) - self._closed_base_uj + self._late_booked_uj
+        if closed_uj != self.booked_uj + sum(self.held.values()) or min(self.held.values(), default=0) < 0:
+            raise InvariantError(
+                f"closed {closed_uj} µJ of {', '.join(self._closed_uj)}, booked {self.booked_uj} and held {self.held}"
+            )
+
+    def _take_energy(self, edge_cell: int) -> dict[str, int]:
+        """Energy of each device from the last edge taken to the start of `edge_cell`, microjoules."""
+        edge_ns = start_of(edge_cell)
+        energy = {}
+        for meter in self.meters:
+            name = meter.device.name
+            value = meter.curve.value_at(edge_ns)
+            energy[name], self._closed_uj[name] = value - self._closed_uj[name], value
+        return energy
+
+    def _observe_idle(self, rows: list[list[Row]], energies: list[dict[str, int]]) -> None:
+        busy = [any(engine_rows[i].active for engine_rows in rows) for i in range(len(energies))]
+        for i, energy in enumerate(energies):
+            near = busy[max(i - 1, 0) : i + 2]
+            if any(near) and not busy[i]:
+                continue
+            for name, microjoules in energy.items():
+                self._idle[name].observe(microjoules, idle=not busy[i])
+
+    def _close_cell(
+        self,
+        cell: int,
+        rows: list[Row],
+        energy: dict[str, int],
+        idle_per_cell: dict[str, float],
+        bookings: list[Booking],
+        finals: list[Final],
+    ) -> None:
+        splits = self._split(rows, energy, idle_per_cell)
+        for book, row, split in zip(self.engines, rows, splits, strict=True):
+            name = book.engine.name
+            unexplained, requests = book.close(cell, row, split)
+            self.held[name] += split.energy - split.idle - unexplained
+            if split.idle:
+                bookings.append(self._book(name, Owner.IDLE, split.idle))
+            if unexplained:
+                bookings.append(self._book(name, Owner.UNATTRIBUTED, unexplained))
+            for request in sorted(requests, key=lambda r: order_of(r.event)):
+                finals.append(self._finalise(book, request, bookings))
+
+    def _split(self, rows: list[Row], energy: dict[str, int], idle_per_cell: dict[str, float]) -> list[Split]:
+        """Each engine's share of the cell: alone on a device it gets all of it; sharers by residency and work."""
+        count = len(self.engines)
+        total, base, uplift = [0] * count, [0.0] * count, [0.0] * count
+        for name, microjoules in energy.items():
+            users = self._users[name]
+            device_base, device_uplift = idle_per_cell[name], self._idle[name].uplift_uj
+            if len(users) == 1:
+                shares: list[tuple[int, int, float]] = [(users[0], microjoules, 1.0)]
+            else:
+                expected = [self.engines[i].expected_uj(rows[i]) for i in users]
+                residency = [rows[i].resident for i in users]
+                shares = _shares(users, residency, expected, microjoules, device_base + device_uplift)
+            for i, share, part in shares:
+                total[i] += share
+                base[i] += device_base * part
+                uplift[i] += device_uplift * part
+        return [self._static(total[i], base[i], uplift[i], rows[i]) for i in range(count)]
+
+    def _static(self, energy: int, base: float, uplift: float, row: Row) -> Split:
+        """Idle and static part of one engine's cell (attribution.md section 3.4 and the idle policies)."""
+        if not row.active:
+            return Split(energy, energy, 0.0)
+        if self._policy is IdlePolicy.SEPARATE:
+            idle = int(min(energy, base))
+            return Split(energy, idle, min(energy - idle, uplift) * row.busy)
+        return Split(energy, int(min(energy, base) * (1.0 - row.busy)), min(energy, base + uplift) * row.busy)
+
+    def _finalise(self, book: EngineBook, request: Request, bookings: list[Booking]) -> Final:
+        name, parts = book.engine.name, request.parts
+        left = self.held[name]
+        amounts = []
+        for owner, amount in (
+            (Owner.PREFILL, parts.prefill_total),
+            (Owner.DECODE, parts.decode_total),
+            (Owner.RESIDENT, parts.resident),
+        ):
+            whole = min(max(int(amount), 0), left)
+            left -= whole
+            amounts.append(whole)
+            if whole:
+                bookings.append(self._book(name, owner, whole))
+        self.held[name] = left
+        sources = {self._idle[d].source for d in book.engine.devices if d in self._idle}
+        worst = next((word for word in ("estimated", "learned", "configured") if word in sources), "")
+        return Final(request, amounts[0], amounts[1], amounts[2], worst)
+
+    def _settle(self, bookings: list[Booking]) -> None:
+        """Hand out unreported work, and what the floors left over once nobody can claim it."""
+        for book in self.engines:
+            name = book.engine.name
+            unreported = min(book.take_unreported(), self.held[name])
+            if unreported:
+                self.held[name] -= unreported
+                bookings.append(self._book(name, Owner.UNREPORTED, unreported))
+            remainder = self.held[name] - int(book.open_uj()) - 1
+            if remainder > 0:
+                self.held[name] -= remainder
+                bookings.append(self._book(name, Owner.UNATTRIBUTED, remainder))
+
+    def _finish(self, bookings: list[Booking], finals: list[Final]) -> None:
+        for book in self.engines:
+            finals.extend(self._finalise(book, request, bookings) for request in book.finish())
+            name = book.engine.name
+            unreported = min(book.take_unreported(), self.held[name])
+            for owner, amount in ((Owner.UNREPORTED, unreported), (Owner.UNATTRIBUTED, self.held[name] - unreported)):
+                if amount:
+                    bookings.append(self._book(name, owner, amount))
+            self.held[name] = 0
+
+    def _book(self, engine: str, owner: Owner, microjoules: int) -> Booking:
+        self.booked_uj += microjoules
+        return Booking(engine, owner, microjoules)
+
+
+def _shares(
+    users: list[int], residency: list[float], work: list[float], microjoules: int, static_uj: float
+) -> list[tuple[int, int, float]]:
+    """One device's cell over its engines: (engine, microjoules, share of static power).
+
+    Static power goes by residency, the rest by expected work; cumulative rounding, the last takes the rest.
+    """
+    static = min(float(microjoules), static_uj)
+    by_residency = [r / sum(residency) if sum(residency) > 0 else 1 / len(users) for r in residency]
+    by_work = [w / sum(work) for w in work] if sum(work) > 0 else by_residency
+    shares, given, running = [], 0, 0.0
+    for position, engine in enumerate(users):
+        running += static * by_residency[position] + (microjoules - static) * by_work[position]
+        upto = microjoules if position == len(users) - 1 else min(round(running), microjoules)
+        shares.append((engine, upto - given, by_residency[position]))
+        given = upto
+    return shares

@@ -1,0 +1,187 @@
+"""Work that an engine's counters saw and no event told of: client aborts, dropped or sampled spans.
+
+Counter minus tokens of events, over settled ranges; what exceeds 3 % and the noise of both becomes work in the cells
+where the counter ran ahead, with the mean shape of reported requests (attribution.md section 4, unreported).
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from jouled.core.attribution.cells import CELL_SECONDS, cell_of, start_of
+from jouled.core.attribution.census import Census
+from jouled.core.attribution.load import Lost, Row
+from jouled.core.attribution.request import Request
+from jouled.model.engine import CounterSemantics
+from jouled.model.requests import RequestEvent
+from jouled.model.units import NANOSECONDS_PER_SECOND
+
+if TYPE_CHECKING:
+    from jouled.core.attribution.engine import Means
+
+THRESHOLD = 0.03
+NOISE_FLOOR_TOKENS = 8.0
+COVERAGE_WEIGHT = 0.2
+MEAN_WEIGHT = 0.01
+
+
+class Piece(NamedTuple):
+    """Rows `low` to `high` of a range, between two looks: what a counter grew by and what events explain."""
+
+    low: int
+    high: int
+    counted: float
+    expected: float
+
+
+class LostWork:
+    """Compares one engine's counters with its events. `coverage`: events' tokens over counted ones, lately."""
+
+    def __init__(self, semantics: CounterSemantics) -> None:
+        self._semantics = semantics
+        self._carry = {"generation": 0.0, "prompt": 0.0}
+        self.coverage: float | None = None
+        self.mean_computed = 512.0
+        self.mean_prefill_seconds = 0.1
+        self._requests = 0
+
+    def expect(self, row: Row, request: Request, which: int) -> None:
+        """Book what a request adds to the engine's counters at this mark, into the row of its cell."""
+        event, semantics = request.event, self._semantics
+        if "in_flight" in request.flags:
+            return
+        if which == 1 and request.work.first_ns >= request.work.from_ns:
+            if semantics.generation == "all" and semantics.generation_at == "step" and event.generation_tokens:
+                row.generation_expected += 1
+            if semantics.prompt_at == "first_token":
+                row.prompt_expected += request.work.computed
+            self._learn(request)
+        if which == 2:
+            if semantics.generation_at == "finish":
+                row.generation_expected += max(event.generation_tokens - (semantics.generation != "all"), 0)
+            if semantics.prompt_at == "finish":
+                row.prompt_expected += request.work.computed
+
+    def _learn(self, request: Request) -> None:
+        self._requests += 1
+        weight = max(MEAN_WEIGHT, 1 / self._requests)
+        seconds = (request.work.first_ns - request.work.start_ns) / NANOSECONDS_PER_SECOND
+        self.mean_computed += weight * (request.work.computed - self.mean_computed)
+        self.mean_prefill_seconds += weight * (seconds - self.mean_prefill_seconds)
+
+    def told_late(self, event: RequestEvent, edge_ns: int) -> None:
+        """A request of closed cells became known after all: its tokens there are no longer missing."""
+        span = max(event.last_token_ns - event.first_token_ns, 1)
+        closed = min(max((edge_ns - event.first_token_ns) / span, 0.0), 1.0)
+        self._carry["generation"] = max(self._carry["generation"] - closed * event.generation_tokens, 0.0)
+        if event.first_token_ns < edge_ns:
+            self._carry["prompt"] = max(self._carry["prompt"] - event.prompt_tokens, 0.0)
+
+    def assess(self, census: Census, begin: int, rows: Sequence[Row], means: "Means") -> None:
+        """Add lost work to the rows of a settled range."""
+        generation = self._pieces(census, "generation", begin, rows)
+        prompt = self._pieces(census, "prompt", begin, rows)
+        lost_generation = self._missing("generation", generation, _noise(rows))
+        lost_prompt = self._missing("prompt", prompt, 2.0 * self.mean_computed)
+        if generation:
+            counted = sum(piece.counted for piece in generation)
+            if counted > 10 * NOISE_FLOOR_TOKENS:
+                ratio = min(sum(piece.expected for piece in generation) / counted, 1.0)
+                self.coverage = (
+                    ratio if self.coverage is None else self.coverage + COVERAGE_WEIGHT * (ratio - self.coverage)
+                )
+        for piece, tokens in _spread(generation, lost_generation):
+            self._add(rows[piece.low : piece.high], means, generated=tokens, computed=0.0)
+        for piece, tokens in _spread(prompt, lost_prompt):
+            self._add(rows[piece.low : piece.high], means, generated=0.0, computed=tokens)
+        self._unexplained_steps(census, begin, rows)
+
+    def _pieces(self, census: Census, name: str, begin: int, rows: Sequence[Row]) -> list[Piece]:
+        end = begin + len(rows)
+        inner = [cell_of(look.t_ns) for look in census.between(start_of(begin) + 1, start_of(end) - 1)]
+        edges = sorted({begin, *inner, end})
+        pieces = []
+        for low, high in pairwise(edges):
+            counted = self._counted(census, name, low, high)
+            if counted is not None:
+                chosen = rows[low - begin : high - begin]
+                expected = sum(self._expected(name, row) for row in chosen)
+                pieces.append(Piece(low - begin, high - begin, counted, expected))
+        return pieces
+
+    def _counted(self, census: Census, name: str, low: int, high: int) -> float | None:
+        start, end = census.counter_at(name, start_of(low)), census.counter_at(name, start_of(high))
+        if start is None or end is None:
+            return None
+        grown = end - start
+        if name == "prompt" and self._semantics.prompt == "total":
+            cached_start, cached_end = (
+                census.counter_at("cached", start_of(low)),
+                census.counter_at("cached", start_of(high)),
+            )
+            grown -= (cached_end or 0.0) - (cached_start or 0.0)
+        return max(grown, 0.0)
+
+    def _expected(self, name: str, row: Row) -> float:
+        if name == "prompt":
+            return row.prefill if self._semantics.prompt_at == "step" else row.prompt_expected
+        live = row.decode if self._semantics.generation_at == "step" else 0.0
+        return live + row.generation_expected
+
+    def _missing(self, name: str, pieces: list[Piece], noise: float) -> float:
+        """Tokens to call lost now: the balance of what is missing, once it stands out from threshold and noise."""
+        counted = sum(piece.counted for piece in pieces)
+        balance = self._carry[name] + counted - sum(piece.expected for piece in pieces)
+        limit = max(THRESHOLD * counted, noise)
+        if balance <= limit:
+            self._carry[name] = max(balance, -noise)
+            return 0.0
+        self._carry[name] = 0.0
+        return min(balance, counted)
+
+    def _add(self, rows: Sequence[Row], means: "Means", *, generated: float, computed: float) -> None:
+        generated /= len(rows)
+        computed /= len(rows)
+        seconds = generated * means.tpot_seconds + computed / max(self.mean_computed, 1.0) * self.mean_prefill_seconds
+        for row in rows:
+            old = row.lost or Lost(0.0, 0.0, 0.0, 0.0, 0.0)
+            row.lost = Lost(
+                resident=old.resident + seconds,
+                prefill=old.prefill + computed,
+                attention=old.attention + computed * self.mean_computed / 2,
+                decode=old.decode + generated,
+                kv=old.kv + generated * means.context,
+            )
+            row.busy = min(max(row.busy, row.lost.resident / CELL_SECONDS), 1.0)
+            row.active = row.active or row.lost.resident > 0.0
+            if row.decoders <= 0.0 and generated:
+                row.steps = max(row.steps, CELL_SECONDS * row.busy / means.tpot_seconds)
+
+    def _unexplained_steps(self, census: Census, begin: int, rows: Sequence[Row]) -> None:
+        """Steps were counted where nobody is known: the engine worked for somebody who is not told of."""
+        for piece in self._pieces(census, "steps", begin, rows):
+            chosen = rows[piece.low : piece.high]
+            if piece.counted < 1.0 or any(row.active for row in chosen):
+                continue
+            for row in chosen:
+                row.lost = Lost(CELL_SECONDS, 0.0, 0.0, 0.0, 0.0)
+                row.steps = piece.counted / len(chosen)
+                row.busy, row.active = 1.0, True
+
+
+def _noise(rows: Sequence[Row]) -> float:
+    """Tokens by which linear decode may be off at both ends of a range: a few per request that crosses one."""
+    if not rows:
+        return NOISE_FLOOR_TOKENS
+    return NOISE_FLOOR_TOKENS + 2.0 * (rows[0].decoders + rows[-1].decoders) / CELL_SECONDS
+
+
+def _spread(pieces: list[Piece], tokens: float) -> list[tuple[Piece, float]]:
+    """Lost tokens over the pieces in which the counter ran ahead of the events."""
+    if tokens <= 0.0 or not pieces:
+        return []
+    ahead = [max(piece.counted - piece.expected, 0.0) for piece in pieces]
+    total = sum(ahead)
+    if total <= 0.0:
+        ahead, total = [piece.counted for piece in pieces], sum(piece.counted for piece in pieces)
+    return [(piece, tokens * share / total) for piece, share in zip(pieces, ahead, strict=True) if share > 0.0]

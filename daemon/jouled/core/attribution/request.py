@@ -1,0 +1,85 @@
+"""One known request on its way from the first of its cells to a final account."""
+
+from typing import NamedTuple
+
+from jouled.core.attribution.load import Work
+from jouled.model.requests import RequestEvent
+from jouled.model.units import NANOSECONDS_PER_SECOND
+
+PREFILL, DECODE, DONE = 0, 1, 2
+
+
+class Prefix(NamedTuple):
+    """Prefix integrals at one instant: ∫λ of the channels 0 to 5, and ∫t·λ of channel 5 (t from the block's origin)."""
+
+    resident: float = 0.0
+    step: float = 0.0
+    prefill: float = 0.0
+    attention: float = 0.0
+    decode: float = 0.0
+    kv: float = 0.0
+    kv_moment: float = 0.0
+
+
+ZERO = Prefix()
+
+
+class Parts:
+    """Microjoules of one request by phase and channel."""
+
+    __slots__ = ("attention", "decode", "decode_step", "kv", "prefill", "prefill_step", "resident")
+
+    def __init__(self) -> None:
+        self.resident = self.prefill_step = self.prefill = self.attention = 0.0
+        self.decode_step = self.decode = self.kv = 0.0
+
+    @property
+    def prefill_total(self) -> float:
+        """Channels 1 to 3 up to the first token."""
+        return self.prefill_step + self.prefill + self.attention
+
+    @property
+    def decode_total(self) -> float:
+        """Channels 1, 4 and 5 from the first token on."""
+        return self.decode_step + self.decode + self.kv
+
+    def add(self, other: "Parts") -> None:
+        """Add another account of the same request."""
+        for name in Parts.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+class Request:
+    """A request inserted into the load; `fold` books what the closed cells gave it since the last time.
+
+    `edge_watts`: mean power per member at service start and at the last token, for the uncertainty of both edges.
+    """
+
+    __slots__ = ("edge_watts", "event", "flags", "parts", "phase", "since", "work")
+
+    def __init__(self, event: RequestEvent, work: Work, flags: tuple[str, ...]) -> None:
+        self.event = event
+        self.work = work
+        self.flags = flags
+        self.parts = Parts()
+        self.phase = PREFILL
+        self.since = ZERO
+        self.edge_watts = [0.0, 0.0]
+
+    def fold(self, now: Prefix, origin_ns: int) -> None:
+        """Take the share of everything since the last fold, and start from here."""
+        since, parts, work = self.since, self.parts, self.work
+        self.since = now
+        parts.resident += now.resident - since.resident
+        if self.phase == PREFILL:
+            parts.prefill_step += now.step - since.step
+            parts.prefill += work.prefill_rate * (now.prefill - since.prefill)
+            parts.attention += work.attention_rate * (now.attention - since.attention)
+            return
+        rate = work.decode_rate
+        parts.decode_step += now.step - since.step
+        if rate:
+            first_seconds = (work.first_ns - origin_ns) / NANOSECONDS_PER_SECOND
+            parts.decode += rate * (now.decode - since.decode)
+            at_origin = rate * (work.prompt - rate * first_seconds)
+            parts.kv += at_origin * (now.kv - since.kv) + rate * rate * (now.kv_moment - since.kv_moment)

@@ -1,0 +1,46 @@
+"""How far a receipt may be off (attribution.md section 6): one standard deviation, without the sensor's gain error."""
+
+from math import hypot
+
+from jouled.core.attribution.request import Request
+
+EDGE_SECONDS = 0.03
+"""Error of service start and last token against the meter's clock, as a share of a second of power per member."""
+CHANNEL_SPREAD = (0.35, 0.25, 0.4, 0.25, 0.35)
+"""Relative error of the priors: step, prefill, attention, decode, KV; doubled where the architecture is not known."""
+FLOOR = 0.02
+FLOOR_COARSE = 0.04
+LONG_PROMPT_TOKENS = 2000
+SPLIT_SPREAD = 0.35
+"""The border between prefill and decode is weakly identifiable; its band is this wide on the smaller side."""
+
+
+def sigma_joules(
+    request: Request,
+    joules: float,
+    shares: list[float],
+    *,
+    architecture: bool,
+    steps_counted: bool,
+    coverage: float | None,
+) -> float:
+    """Standard deviation of a request's joules. `shares`: the engine's energy per channel lately (static first)."""
+    parts = request.parts
+    own = (parts.prefill_step + parts.decode_step, parts.prefill, parts.attention, parts.decode, parts.kv)
+    dynamic, total = sum(own), sum(shares[1:])
+    doubled = 1.0 if architecture else 2.0
+    spread = 0.0
+    if total > 0.0:
+        means = [dynamic * share / total for share in shares[1:]]
+        deviations = zip(CHANNEL_SPREAD, own, means, strict=True)
+        spread = 1e-6 * hypot(*(doubled * sd * (joule - mean) for sd, joule, mean in deviations))
+    coarse = request.work.computed > LONG_PROMPT_TOKENS or not steps_counted
+    floor = (FLOOR_COARSE if coarse else FLOOR) * joules
+    unreported = 0.0 if coverage is None else (1.0 - coverage) * joules
+    edges = EDGE_SECONDS * hypot(*request.edge_watts)
+    return hypot(edges, spread, floor, unreported)
+
+
+def sigma_split_joules(sigma: float, joules_prefill: float, joules_decode: float) -> float:
+    """Standard deviation of the prefill share (equally of the decode share)."""
+    return hypot(sigma, SPLIT_SPREAD * min(joules_prefill, joules_decode))

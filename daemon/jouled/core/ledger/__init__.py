@@ -1,0 +1,1 @@
+"""Device counters to energy per cell: wrap, reset, gap, containment, residual."""

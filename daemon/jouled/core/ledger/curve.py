@@ -1,0 +1,55 @@
+"""The cumulative energy of one device over time, as knots between which it is linear."""
+
+from bisect import bisect_right
+
+
+class EnergyCurve:
+    """Knots (core time in nanoseconds, cumulative microjoules), both rising; value before the first knot is its own.
+
+    `forget_before` drops what no closed cell edge needs any more.
+    """
+
+    def __init__(self) -> None:
+        self._t_ns: list[int] = []
+        self._uj: list[int] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._t_ns)
+
+    @property
+    def first_ns(self) -> int:
+        """Time of the earliest knot kept."""
+        return self._t_ns[0]
+
+    @property
+    def last_ns(self) -> int:
+        """Time up to which the curve is known."""
+        return self._t_ns[-1]
+
+    @property
+    def last_uj(self) -> int:
+        """Cumulative energy at `last_ns`, microjoules."""
+        return self._uj[-1]
+
+    def append(self, t_ns: int, cumulative_uj: int) -> None:
+        """Add a knot later than all others."""
+        self._t_ns.append(t_ns)
+        self._uj.append(cumulative_uj)
+
+    def value_at(self, t_ns: int) -> int:
+        """Cumulative microjoules at `t_ns`: integer linear interpolation, constant outside the knots."""
+        right = bisect_right(self._t_ns, t_ns)
+        if right == 0:
+            return self._uj[0] if self._uj else 0
+        if right == len(self._t_ns):
+            return self._uj[-1]
+        t0, t1 = self._t_ns[right - 1], self._t_ns[right]
+        e0, e1 = self._uj[right - 1], self._uj[right]
+        return e0 + (e1 - e0) * (t_ns - t0) // (t1 - t0)
+
+    def forget_before(self, t_ns: int) -> None:
+        """Drop knots that are needed for no time from `t_ns` on."""
+        keep_from = bisect_right(self._t_ns, t_ns) - 1
+        if keep_from > 256:
+            del self._t_ns[:keep_from]
+            del self._uj[:keep_from]

@@ -1,0 +1,143 @@
+"""One device's meter: its readings, made into a curve, a total and an honest account of what is missing."""
+
+from collections import Counter, deque
+
+from jouled.core.ledger.counters import SILENCE_NS, CounterTrack, GaugeTrack, Step
+from jouled.core.ledger.curve import EnergyCurve
+from jouled.model.device import Device, Quality
+from jouled.model.readings import EnergyReading, PowerReading
+from jouled.model.units import NANOSECONDS_PER_SECOND
+
+POWER_WINDOW_NS = NANOSECONDS_PER_SECOND
+PEAK_SECONDS = 60
+
+
+class Meter:
+    """Follows one device.
+
+    `measured_uj`: all energy it told of in this run. `downtime_uj`: what it used before, while the daemon was away;
+    `take_downtime` hands it out. `take_late`: what came after its cells had been closed without it. Only readings at which a counter moved become knots (attribution.md section 3):
+    a stale counter read again says nothing about when the energy was used.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.curve = EnergyCurve()
+        self.measured_uj = 0
+        self.quality = device.quality
+        self.last_seen_ns: int | None = None
+        self.rejected: Counter[str] = Counter()
+        self.covered_ns = 0
+        self.gap_ns: Counter[str] = Counter()
+        self._track: CounterTrack | GaugeTrack | None = None
+        self.downtime_uj = 0
+        self._downtime_taken_uj = 0
+        self._late_uj = 0
+        self._frozen = False
+        self._peaks: deque[tuple[int, float]] = deque()
+        self._power_mark: tuple[int, int] | None = None
+        self._watts: float | None = None
+
+    @property
+    def last_raw_uj(self) -> int | None:
+        """The last raw counter value, for a restart; `None` for gauges."""
+        return self._track.last_raw if isinstance(self._track, CounterTrack) else None
+
+    def energy(self, reading: EnergyReading) -> str:
+        """Take a counter reading; returns why it was rejected, or an empty string."""
+        if not isinstance(self._track, CounterTrack):
+            self._track = CounterTrack(self.device)
+        return self._take(reading.t_ns, *self._track.step(reading.t_ns, reading.microjoules))
+
+    def power(self, reading: PowerReading) -> str:
+        """Take a gauge reading; returns why it was rejected, or an empty string."""
+        if not isinstance(self._track, GaugeTrack):
+            self._track = GaugeTrack(self.device)
+        return self._take(reading.t_ns, *self._track.step(reading.t_ns, reading.watts))
+
+    def _take(self, t_ns: int, step: Step, delta_uj: int) -> str:
+        if step in (Step.IMPLAUSIBLE, Step.OUT_OF_ORDER):
+            reason: str = step.value
+            self.rejected[reason] += 1
+            return reason
+        previous_ns, self.last_seen_ns = self.last_seen_ns, t_ns
+        if not self.curve:
+            self.curve.append(t_ns, 0)
+            return ""
+        self._account_coverage(step, t_ns - (previous_ns or t_ns))
+        if step is Step.SAME and t_ns - self.curve.last_ns < SILENCE_NS:
+            return ""
+        self.measured_uj += delta_uj
+        if self._frozen:
+            self._late_uj += delta_uj
+            self._frozen = False
+            delta_uj = 0
+        if t_ns > self.curve.last_ns:
+            self.curve.append(t_ns, self.curve.last_uj + delta_uj)
+        self._observe_power(t_ns)
+        return ""
+
+    def _account_coverage(self, step: Step, span_ns: int) -> None:
+        if step in (Step.RESET, Step.GAP):
+            self.gap_ns[step.value] += span_ns
+        elif self._frozen:
+            self.gap_ns["silent"] += span_ns
+        else:
+            self.covered_ns += span_ns
+
+    def _observe_power(self, t_ns: int) -> None:
+        if self._power_mark is None:
+            self._power_mark = (t_ns, self.measured_uj)
+            return
+        mark_ns, mark_uj = self._power_mark
+        if t_ns - mark_ns < POWER_WINDOW_NS:
+            return
+        self._watts = (self.measured_uj - mark_uj) * 1000.0 / (t_ns - mark_ns)
+        self._power_mark = (t_ns, self.measured_uj)
+        self._peaks.append((t_ns, self._watts))
+        while self._peaks[0][0] < t_ns - PEAK_SECONDS * NANOSECONDS_PER_SECOND:
+            self._peaks.popleft()
+
+    def watts(self, now_ns: int) -> float | None:
+        """Mean power over about the last second; `None` while the device is silent."""
+        return None if self.silent(now_ns) else self._watts
+
+    def peak_watts(self, now_ns: int) -> float | None:
+        """Highest one-second mean of the last minute; `None` while the device is silent."""
+        return None if self.silent(now_ns) or not self._peaks else max(watts for _, watts in self._peaks)
+
+    def silent(self, now_ns: int) -> bool:
+        """Whether the last reading is older than a source may hold a cell."""
+        return self.last_seen_ns is None or now_ns - self.last_seen_ns > SILENCE_NS
+
+    def freeze(self, edge_ns: int) -> None:
+        """Close up to `edge_ns` without this silent device: what it tells later of that time is late."""
+        if self.curve and self.curve.last_ns < edge_ns:
+            self.curve.append(edge_ns, self.curve.last_uj)
+            self._frozen = True
+
+    def settle(self) -> None:
+        """At the end of a recording: the counter stood still up to the last reading."""
+        if self.curve and self.last_seen_ns is not None and self.last_seen_ns > self.curve.last_ns:
+            self.curve.append(self.last_seen_ns, self.curve.last_uj)
+
+    def take_late(self) -> int:
+        """Energy that came too late for its cells, microjoules; each joule is handed out once."""
+        late_uj, self._late_uj = self._late_uj, 0
+        return late_uj
+
+    def take_downtime(self) -> int:
+        """Energy used while the daemon was away, microjoules; each joule is handed out once."""
+        away_uj = self.downtime_uj - self._downtime_taken_uj
+        self._downtime_taken_uj = self.downtime_uj
+        return away_uj
+
+    @property
+    def total_uj(self) -> int:
+        """All energy of this run and of the time away before it, microjoules."""
+        return self.measured_uj + self.downtime_uj
+
+    @property
+    def estimated(self) -> bool:
+        """Whether this device's energy is a guess."""
+        return self.quality is Quality.ESTIMATED

@@ -1,0 +1,142 @@
+"""Live counters: what meters and engine pages say, as soon as they say it."""
+
+from collections.abc import Mapping
+
+from jouled.core.accounting.counters import CounterTable
+from jouled.core.attribution.census import Monotone
+from jouled.core.books import RawCounter
+from jouled.core.ledger.counters import plausible_watts
+from jouled.core.ledger.meter import Meter
+from jouled.core.ledger.tree import ResidualBook, leaves, meters, node_level, parts_of
+from jouled.model.device import Device, Quality
+from jouled.model.engine import CounterSemantics, EngineSample
+from jouled.model.parameters import Price
+from jouled.model.readings import DeviceStatus
+
+
+class LiveMeters:
+    """Energy counters of devices, meters and boundaries, as increases since the last look at each meter."""
+
+    def __init__(self, counters: CounterTable, price: Price) -> None:
+        self._counters = counters
+        self._price = price
+        self._seen_uj: dict[str, int] = {}
+        self._throttle: dict[tuple[str, str], float] = {}
+        self._gaps: dict[tuple[str, str], int] = {}
+        self._residual = ResidualBook()
+        self._residual_seen = (0, 0)
+
+    def advance(self, by_name: Mapping[str, Meter]) -> None:
+        """Book what every meter told since the last call."""
+        devices = [meter.device for meter in by_name.values()]
+        counted = {device.name for device in leaves(devices)}
+        above = {device.name for device in meters(devices)}
+        node = {device.name for device in node_level(devices)}
+        node_uj = 0
+        for name, meter in by_name.items():
+            self._book_coverage(meter)
+            if not meter.curve or meter.estimated:
+                continue
+            grown_uj = self._grown(name, meter.total_uj)
+            if name in counted:
+                self._counters.add("device_energy_joules_total", (name, meter.device.kind.value), grown_uj)
+            elif name in above:
+                self._counters.add("meter_energy_joules_total", (name, meter.device.kind.value), grown_uj)
+            node_uj += grown_uj if name in node else 0
+        if any(by_name[name].curve for name in node):
+            self._book_node(node_uj)
+        self._book_residual([by_name[name] for name in sorted(node)], parts_of(by_name))
+
+    def _grown(self, name: str, total_uj: int) -> int:
+        grown, self._seen_uj[name] = total_uj - self._seen_uj.get(name, 0), total_uj
+        return grown
+
+    def _book_node(self, grown_uj: int) -> None:
+        self._counters.add("boundary_energy_joules_total", ("node",), grown_uj)
+        if self._price.pue is not None:
+            self._counters.add("boundary_energy_joules_total", ("facility",), round(grown_uj * self._price.pue))
+
+    def _book_residual(self, node: list[Meter], parts: list[Meter]) -> None:
+        if not node:
+            return
+        self._residual.advance(node, parts)
+        residual, deficit = self._residual.residual_uj, self._residual.deficit_uj
+        self._counters.add("residual_energy_joules_total", (), residual - self._residual_seen[0])
+        self._counters.add("residual_deficit_joules_total", (), deficit - self._residual_seen[1])
+        self._residual_seen = (residual, deficit)
+
+    def _book_coverage(self, meter: Meter) -> None:
+        name, source = meter.device.name, meter.device.source
+        spans = {"covered": meter.covered_ns, **meter.gap_ns}
+        for reason, span_ns in spans.items():
+            grown_ns = span_ns - self._gaps.get((name, reason), 0)
+            self._gaps[name, reason] = span_ns
+            if reason == "covered":
+                self._counters.add("source_covered_seconds_total", (source,), grown_ns / 1e9)
+            elif grown_ns:
+                self._counters.add("source_gap_seconds_total", (source, reason), grown_ns / 1e9)
+        for reason, count in meter.rejected.items():
+            self._counters.add("source_errors_total", (source, reason), count)
+        meter.rejected.clear()
+
+    def status(self, status: DeviceStatus) -> None:
+        """Book what a device says of being throttled; the source's own counters may start over."""
+        for reason, seconds in status.throttle_seconds.items():
+            last = self._throttle.get((status.device, reason))
+            self._throttle[status.device, reason] = seconds
+            grown = 0.0 if last is None else seconds - last if seconds >= last else seconds
+            self._counters.add("device_throttle_seconds_total", (status.device, reason), grown)
+
+    @property
+    def residual_from_ns(self) -> int | None:
+        """The oldest time the residual still needs of the meters' curves."""
+        return self._residual.needed_from_ns
+
+
+class LiveTokens:
+    """One engine's token counters, continued over restarts of the engine and of the daemon."""
+
+    def __init__(self, semantics: CounterSemantics, raw: Mapping[str, int] | None = None) -> None:
+        self._semantics = semantics
+        self._counters = {"prompt": Monotone(), "cached": Monotone(), "generation": Monotone()}
+        self.raw: dict[str, int] = {}
+        for name, value in (raw or {}).items():
+            if name in self._counters:
+                self._counters[name].take(value)
+                self.raw[name] = value
+        self.generation = 0
+
+    def take(self, sample: EngineSample) -> dict[str, int]:
+        """Take a sample; returns the increase by kind (prompt_computed, prompt_cached, generation)."""
+        told = {
+            "prompt": sample.prompt_tokens,
+            "cached": sample.cached_prompt_tokens,
+            "generation": sample.generation_tokens,
+        }
+        self.raw.update({name: value for name, value in told.items() if value is not None})
+        grown = {name: self._counters[name].take(value) for name, value in told.items() if value is not None}
+        self.generation += grown.get("generation", 0)
+        kinds: dict[str, int] = {}
+        if "prompt" in grown:
+            cached = grown.get("cached", 0)
+            computed = grown["prompt"] - cached if self._semantics.prompt == "total" else grown["prompt"]
+            kinds["prompt_computed"] = max(computed, 0)
+        if "cached" in grown:
+            kinds["prompt_cached"] = grown["cached"]
+        if "generation" in grown:
+            kinds["generation"] = grown["generation"]
+        return kinds
+
+
+def downtime_uj(device: Device, stored: RawCounter, raw_uj: int, t_ns: int) -> int | None:
+    """Energy used while the daemon was away, by the hardware counter; `None` where it cannot tell.
+
+    The counter must be the same device's and have gone on (or wrapped) at a plausible mean power.
+    """
+    if stored.uuid != device.uuid or t_ns <= stored.t_ns or device.quality is Quality.ESTIMATED:
+        return None
+    grown = raw_uj - stored.microjoules
+    if grown < 0 and device.wrap_microjoules is not None:
+        grown += device.wrap_microjoules
+    limit = plausible_watts(device) * (t_ns - stored.t_ns + 1_000_000_000) / 1000
+    return grown if 0 <= grown <= limit else None

@@ -1,0 +1,582 @@
+"""The whole core as one machine: inputs in the order seen, time by `advance`, receipts and snapshots out.
+
+The daemon and `jouled replay` drive the same machine; it has no clock of its own and does no I/O.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from msgspec.structs import replace
+
+from jouled.core.accounting.account import Account, owners_quality
+from jouled.core.accounting.counters import HistogramBook
+from jouled.core.accounting.receipts import final_receipt, provisional_receipt
+from jouled.core.accounting.windows import History, RatioWindow
+from jouled.core.attribution.engine import EngineBook
+from jouled.core.attribution.group import Booking, DeviceGroup, Final
+from jouled.core.books import Books, CounterSeries, RawCounter
+from jouled.core.group_account import GroupAccount
+from jouled.core.identity import Admission
+from jouled.core.ledger.meter import Meter
+from jouled.core.ledger.tree import leaves, meters
+from jouled.core.live import LiveMeters, LiveTokens, downtime_uj
+from jouled.core.topology import Group, default_devices, groups
+from jouled.model.device import Device, Quality
+from jouled.model.engine import Engine, EngineSample
+from jouled.model.parameters import Parameters
+from jouled.model.readings import ClockStep, DeviceStatus, EnergyReading, PowerReading, SourceReport
+from jouled.model.receipt import Receipt
+from jouled.model.requests import RequestEvent, RequestStart
+from jouled.model.snapshot import DeviceView, EngineView, GroupBook, Owner, Snapshot, SourceView
+from jouled.model.units import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, joules
+
+Input = (
+    Device
+    | Engine
+    | EnergyReading
+    | PowerReading
+    | DeviceStatus
+    | EngineSample
+    | RequestEvent
+    | RequestStart
+    | SourceReport
+    | ClockStep
+)
+
+Gauges = dict[str, dict[tuple[str, ...], float]]
+
+RECENT_SHOWN = 30
+RESPONSE_PREFIXES = ("", "chatcmpl-", "cmpl-")
+
+
+class Pipeline:
+    """The books of one node."""
+
+    def __init__(self, parameters: Parameters, restored: Books | None = None) -> None:
+        self._parameters = parameters
+        self._account = Account(parameters)
+        self._meters: dict[str, Meter] = {}
+        self._status: dict[str, DeviceStatus] = {}
+        self._declared: dict[str, Engine] = {}
+        self._books: dict[str, EngineBook] = {}
+        self._tokens: dict[str, LiveTokens] = {}
+        self._samples: dict[str, EngineSample] = {}
+        self._groups: dict[Group, DeviceGroup] = {}
+        self._accounts: dict[tuple[tuple[str, ...], tuple[str, ...]], GroupAccount] = {}
+        self._live = LiveMeters(self._account.counters, parameters.price)
+        self._admission = Admission()
+        self._waiting: dict[str, RequestEvent] = {}
+        self._sources: dict[str, SourceView] = {}
+        self._steps: list[tuple[int, int]] = []
+        self._live_window = RatioWindow()
+        self._book_window = RatioWindow()
+        self._token_windows: dict[str, RatioWindow] = {}
+        self._history = History()
+        self._hardware_ns: dict[Group, int] = {}
+        self._device_raw: dict[str, RawCounter] = {}
+        self._engine_raw: dict[str, dict[str, int]] = {}
+        self._changed = False
+        self._now_ns = 0
+        self._take: dict[type, Callable[[Any], str]] = {
+            Device: self._device,
+            Engine: self._engine,
+            EnergyReading: self._energy,
+            PowerReading: self._power,
+            DeviceStatus: self._device_status,
+            EngineSample: self._engine_sample,
+            RequestEvent: self._request,
+            RequestStart: self._request_start,
+            SourceReport: self._source,
+            ClockStep: self._clock,
+        }
+        if restored is not None:
+            self._restore(restored)
+
+    # inputs
+
+    def feed(self, item: Input) -> str:
+        """Take one input. Returns an empty string, or the short reason for which it was refused (also counted)."""
+        reason = self._take[type(item)](item)
+        if reason and isinstance(item, RequestEvent | RequestStart):
+            self._account.counters.add("rejected_events_total", (reason,), 1)
+        return reason
+
+    def _device(self, device: Device) -> str:
+        known = self._meters.get(device.name)
+        if known is None:
+            self._meters[device.name] = Meter(device)
+            self._changed = True
+        elif known.device != device:
+            self._changed = self._changed or known.device.kind is not device.kind
+            known.device = device
+        return ""
+
+    def _engine(self, engine: Engine) -> str:
+        self._declared[engine.name] = engine
+        self._changed = True
+        return ""
+
+    def _energy(self, reading: EnergyReading) -> str:
+        meter = self._meters.get(reading.device)
+        if meter is None:
+            return "unknown_device"
+        if not meter.curve:
+            meter.quality = reading.quality
+            self._book_downtime(meter, reading)
+            self._changed = self._changed or reading.quality is Quality.ESTIMATED
+        reason = meter.energy(reading)
+        if not reason and meter.last_raw_uj is not None:
+            self._device_raw[reading.device] = RawCounter(meter.last_raw_uj, reading.t_ns, meter.device.uuid)
+        return reason
+
+    def _book_downtime(self, meter: Meter, reading: EnergyReading) -> None:
+        stored = self._device_raw.get(reading.device)
+        if stored is None:
+            return
+        away_uj = downtime_uj(meter.device, stored, reading.microjoules, reading.t_ns)
+        if away_uj is None:
+            gap_seconds = max(reading.t_ns - stored.t_ns, 0) / NANOSECONDS_PER_SECOND
+            self._account.counters.add("source_gap_seconds_total", (meter.device.source, "downtime"), gap_seconds)
+            return
+        meter.downtime_uj += away_uj
+
+    def _power(self, reading: PowerReading) -> str:
+        meter = self._meters.get(reading.device)
+        if meter is None:
+            return "unknown_device"
+        if not meter.curve:
+            meter.quality = reading.quality
+        return meter.power(reading)
+
+    def _device_status(self, status: DeviceStatus) -> str:
+        if status.device not in self._meters:
+            return "unknown_device"
+        self._status[status.device] = status
+        self._live.status(status)
+        return ""
+
+    def _engine_sample(self, sample: EngineSample) -> str:
+        engine = self._declared.get(sample.engine)
+        if engine is None:
+            return "unknown_engine"
+        self._samples[sample.engine] = sample
+        tokens = self._tokens.get(sample.engine)
+        if tokens is None:
+            tokens = LiveTokens(engine.counter_semantics, self._engine_raw.get(sample.engine))
+            self._tokens[sample.engine] = tokens
+        model = self._account.model(engine.model)
+        for kind, grown in tokens.take(sample).items():
+            self._account.counters.add("engine_tokens_total", (engine.name, model, kind), grown)
+        self._engine_raw[sample.engine] = dict(tokens.raw)
+        window = self._token_windows.setdefault(sample.engine, RatioWindow())
+        window.add(sample.t_ns, {"generation": tokens.generation})
+        self._regroup()
+        book = self._books.get(sample.engine)
+        if book is not None:
+            book.sample(sample)
+        return ""
+
+    def _request(self, event: RequestEvent) -> str:
+        self._regroup()
+        book = self._books.get(event.engine)
+        if book is None:
+            return "engine_without_devices" if event.engine in self._declared else "unknown_engine"
+        reason = self._admission.refuse(event, max(self._now_ns, event.seen_ns))
+        if reason:
+            return reason
+        self._waiting[event.id] = event
+        late = book.ended(event)
+        if late:
+            self._account.counters.add("late_events_total", (late,), 1)
+        return ""
+
+    def _request_start(self, start: RequestStart) -> str:
+        self._regroup()
+        book = self._books.get(start.engine)
+        if book is None:
+            return "engine_without_devices" if start.engine in self._declared else "unknown_engine"
+        if not self._admission.has_ended(start):
+            book.started(start)
+        return ""
+
+    def _source(self, report: SourceReport) -> str:
+        view = SourceView(source=report.source, state=report.state, reason=report.reason, message=report.message)
+        self._sources[report.source] = view
+        if report.reason:
+            self._account.counters.add("source_errors_total", (report.source, report.reason), 1)
+        return ""
+
+    def _clock(self, step: ClockStep) -> str:
+        self._steps.append((step.t_ns, step.wall_minus_core_ns))
+        self._steps.sort()
+        return ""
+
+    def _wall_offset_ns(self, core_ns: int) -> int:
+        index = bisect_right(self._steps, (core_ns, 1 << 80)) - 1
+        return self._steps[max(index, 0)][1] if self._steps else 0
+
+    # groups
+
+    def _resolved_engines(self) -> list[Engine]:
+        """The declared engines with their devices; an only engine that names none gets the default."""
+        declared = list(self._declared.values())
+        if len(declared) == 1 and not declared[0].devices:
+            devices = default_devices([meter.device for meter in self._meters.values()])
+            return [replace(declared[0], devices=devices)] if devices else []
+        return declared
+
+    def _regroup(self) -> None:
+        if not self._changed:
+            return
+        self._changed = False
+        engines = {engine.name: engine for engine in self._resolved_engines()}
+        wanted = groups((meter.device for meter in self._meters.values()), engines.values())
+        kept = {group: self._groups[group] for group in wanted if group in self._groups}
+        for living in kept.values():
+            for book in living.engines:
+                book.describe(engines[book.engine.name])
+        closed: dict[str, int] = {}
+        edges: dict[str, int] = {}
+        for key, old in self._groups.items():
+            if key not in kept:
+                self._retire(key, old, closed, edges)
+        for key in wanted:
+            if key not in kept:
+                kept[key] = self._found(key, engines, closed, edges)
+        self._groups = kept
+        self._books = {book.engine.name: book for living in kept.values() for book in living.engines}
+
+    def _retire(self, group: Group, old: DeviceGroup, closed: dict[str, int], edges: dict[str, int]) -> None:
+        """Close a group whose devices or engines change, up to its last reading."""
+        self._take_bookings(group, old, *old.advance(self._now_ns, everything=True))
+        closed.update(old.closed_uj())
+        if old.edge_cell is not None:
+            edges.update(dict.fromkeys(group.devices, old.edge_cell))
+        account = self._account_of(group)
+        account.measured_uj += old.measured_uj
+
+    def _found(
+        self, group: Group, engines: dict[str, Engine], closed: dict[str, int], edges: dict[str, int]
+    ) -> DeviceGroup:
+        books = [EngineBook(engines[name], self._parameters) for name in group.engines]
+        found = DeviceGroup([self._meters[name] for name in group.devices], books, self._parameters.idle_policy)
+        before = [edges[name] for name in group.devices if name in edges]
+        if before:
+            found.begin_at({name: closed[name] for name in group.devices if name in closed}, max(before))
+        self._merge_accounts(group)
+        return found
+
+    def _account_of(self, group: Group) -> GroupAccount:
+        key = (group.devices, group.engines)
+        found = self._accounts.get(key)
+        if found is None:
+            found = self._accounts[key] = GroupAccount(group.devices, group.engines)
+        return found
+
+    def _merge_accounts(self, group: Group) -> None:
+        """Accounts of groups that this one contains live on in it."""
+        account = self._account_of(group)
+        for key in list(self._accounts):
+            if (
+                key != (group.devices, group.engines)
+                and set(key[0]) <= set(group.devices)
+                and set(key[1]) <= set(group.engines)
+            ):
+                account.absorb(self._accounts.pop(key))
+
+    # time
+
+    def advance(self, now_ns: int) -> list[Receipt]:
+        """Close what can be closed at `now_ns`; returns the receipts that are final now, each once."""
+        return self._advance(now_ns, everything=False)
+
+    def finish(self) -> list[Receipt]:
+        """The end of a recording: everything closes, up to the last reading."""
+        for meter in self._meters.values():
+            meter.settle()
+        return self._advance(self._now_ns, everything=True)
+
+    def _advance(self, now_ns: int, *, everything: bool) -> list[Receipt]:
+        self._now_ns = max(now_ns, self._now_ns)
+        self._regroup()
+        receipts: list[Receipt] = []
+        for group, books in self._groups.items():
+            self._settle_downtime(group, books)
+            bookings, finals = books.advance(self._now_ns, everything=everything)
+            receipts += self._take_bookings(group, books, bookings, finals)
+            self._book_hardware(group, books)
+        self._live.advance(self._meters)
+        self._observe_windows()
+        self._admission.forget_before(self._now_ns)
+        return receipts
+
+    def _settle_downtime(self, group: Group, books: DeviceGroup) -> None:
+        away_uj = sum(meter.take_downtime() for meter in books.meters)
+        if away_uj:
+            account = self._account_of(group)
+            account.measured_uj += away_uj
+            self._book(group, books, Booking(group.engines[0] if group.engines else "", Owner.DOWNTIME, away_uj))
+
+    def _take_bookings(
+        self, group: Group, books: DeviceGroup, bookings: Iterable[Booking], finals: Iterable[Final]
+    ) -> list[Receipt]:
+        for booking in bookings:
+            self._book(group, books, booking)
+        return [self._final(books, final) for final in finals]
+
+    def _book(self, group: Group, books: DeviceGroup, booking: Booking) -> None:
+        quality = Quality.ESTIMATED if books.estimated else Quality.MEASURED
+        account = self._account_of(group)
+        account.quality = quality
+        account.owners[booking.owner] += booking.microjoules
+        model = self._declared[booking.engine].model if booking.engine in self._declared else ""
+        self._account.book_energy(booking.engine, model, booking.owner, quality, booking.microjoules)
+
+    def _final(self, books: DeviceGroup, final: Final) -> Receipt:
+        event = final.request.event
+        quality = Quality.ESTIMATED if books.estimated else Quality.MEASURED
+        offset_ns = self._wall_offset_ns(event.last_token_ns)
+        receipt = final_receipt(final, self._books_by_engine(books, event.engine), self._parameters, quality, offset_ns)
+        self._waiting.pop(event.id, None)
+        self._account.book_request(event, receipt, final.prefill_uj + final.decode_uj + final.resident_uj)
+        return receipt
+
+    @staticmethod
+    def _books_by_engine(books: DeviceGroup, engine: str) -> EngineBook:
+        return next(book for book in books.engines if book.engine.name == engine)
+
+    def _book_hardware(self, group: Group, books: DeviceGroup) -> None:
+        edge_ns = books.edge_ns
+        if edge_ns is None or books.estimated:
+            return
+        hours = (edge_ns - self._hardware_ns.get(group, edge_ns)) / NANOSECONDS_PER_SECOND / 3600.0
+        self._hardware_ns[group] = edge_ns
+        compute = sum(len(other.devices) for other in self._groups)
+        models = [book.engine.model for book in books.engines] or [""]
+        for model in models:
+            self._account.book_hardware(model, hours * len(group.devices) / compute / len(models))
+
+    def _observe_windows(self) -> None:
+        measured = [group for group in self._groups.values() if not group.estimated]
+        generation = sum(
+            self._tokens[b.engine.name].generation for g in measured for b in g.engines if b.engine.name in self._tokens
+        )
+        live: dict[str, float] = {"generation": generation, "compute": float(self._compute_uj())}
+        boundaries = self._account.counters.values.get("boundary_energy_joules_total", {})
+        live.update({labels[0]: value for labels, value in boundaries.items()})
+        self._live_window.add(self._now_ns, live)
+        self._history.add(self._now_ns, {labels[0]: int(value) for labels, value in boundaries.items()})
+        edges = [group.edge_ns for group in measured if group.engines and group.edge_ns is not None]
+        if edges:
+            self._observe_book_window(min(edges))
+
+    def _observe_book_window(self, watermark_ns: int) -> None:
+        values: dict[str, float] = {
+            "compute": float(sum(a.booked_uj for a in self._accounts.values() if a.quality is not Quality.ESTIMATED))
+        }
+        for boundary in ("node", "facility"):
+            known = self._history.at(watermark_ns, boundary)
+            if known is not None:
+                values[boundary] = float(known)
+        for labels, tokens in self._account.counters.values.get("slo_tokens_total", {}).items():
+            slo, engine, _, verdict = labels
+            if verdict == "good" and not self._is_estimated(engine):
+                values[f"good {slo}"] = values.get(f"good {slo}", 0.0) + tokens
+        for objective in self._parameters.slos:
+            values.setdefault(f"good {objective.name}", 0.0)
+        self._book_window.add(watermark_ns, values)
+
+    def _is_estimated(self, engine: str) -> bool:
+        return any(
+            group.estimated for group in self._groups.values() if any(b.engine.name == engine for b in group.engines)
+        )
+
+    # views
+
+    def provisional(self, request_id: str) -> Receipt | None:
+        """A request that ended and is not final, by its id or the X-Request-Id in it; `None` if there is none."""
+        for prefix in RESPONSE_PREFIXES:
+            for suffix in ("", "-0"):
+                event = self._waiting.get(f"{prefix}{request_id}{suffix}")
+                if event is not None:
+                    return self._provisional(event)
+        return None
+
+    def _provisional(self, event: RequestEvent) -> Receipt | None:
+        book = self._books.get(event.engine)
+        if book is None:
+            return None
+        quality = Quality.ESTIMATED if self._is_estimated(event.engine) else Quality.MEASURED
+        return provisional_receipt(event, book, self._parameters, quality, self._wall_offset_ns(event.last_token_ns))
+
+    def _compute_uj(self) -> int:
+        """The compute boundary: everything measured in groups that are not estimated, microjoules."""
+        books = self._group_books()
+        return sum(book.measured_uj for book in books if book.quality is not Quality.ESTIMATED)
+
+    def _group_books(self) -> list[GroupBook]:
+        now = {(group.devices, group.engines): books for group, books in self._groups.items()}
+        for group in self._groups:
+            self._account_of(group)
+        return [account.view(now.get(key)) for key, account in sorted(self._accounts.items())]
+
+    def snapshot(self, now_ns: int) -> Snapshot:
+        """The picture of this moment; its sequence and sources are filled in by whoever publishes it."""
+        group_books = tuple(self._group_books())
+        boundaries = {"compute": sum(b.measured_uj for b in group_books if b.quality is not Quality.ESTIMATED)}
+        counters = self._account.counters.copy()
+        if any(book.quality is not Quality.ESTIMATED for book in group_books):
+            counters.setdefault("boundary_energy_joules_total", {})[("compute",)] = boundaries["compute"]
+        boundaries.update({labels[0]: int(v) for labels, v in counters.get("boundary_energy_joules_total", {}).items()})
+        devices = [meter.device for meter in self._meters.values()]
+        return Snapshot(
+            t_ns=now_ns,
+            wall_minus_core_ns=self._wall_offset_ns(now_ns),
+            node=self._parameters.node,
+            groups=group_books,
+            total=_total(group_books),
+            boundaries_uj=boundaries,
+            counters=counters,
+            gauges=self._gauges(now_ns, group_books),
+            histograms={"request_energy_joules": {(m,): h.view() for m, h in self._account.request_energy.items()}},
+            devices=tuple(self._device_view(d, now_ns) for d in leaves(devices)),
+            meters=tuple(self._device_view(d, now_ns) for d in meters(devices)),
+            engines=tuple(self._engine_view(engine) for engine in self._declared.values()),
+            sources=tuple(self._sources.values()),
+            recent=self._recent(),
+        )
+
+    def _recent(self) -> tuple[Receipt, ...]:
+        waiting = [self._provisional(event) for event in list(self._waiting.values())[-RECENT_SHOWN // 2 :]]
+        final = list(self._account.recent)[-RECENT_SHOWN:]
+        return tuple(reversed([*final, *(receipt for receipt in waiting if receipt is not None)]))
+
+    def _gauges(self, now_ns: int, group_books: Iterable[GroupBook]) -> Gauges:
+        gauges: Gauges = {}
+        self._put_power(gauges, now_ns)
+        open_uj: dict[str, int] = {}
+        for account in group_books:
+            quality = owners_quality(account.quality)
+            open_uj[quality] = open_uj.get(quality, 0) + account.open_uj
+        for quality, microjoules in open_uj.items():
+            _put(gauges, "open_energy_joules", (quality,), joules(microjoules))
+        for name, book in self._books.items():
+            if book.edge_ns is not None:
+                unix_ns = book.edge_ns + self._wall_offset_ns(book.edge_ns)
+                _put(gauges, "books_watermark_timestamp_seconds", (name,), unix_ns / NANOSECONDS_PER_SECOND)
+        for boundary in ("compute", "node", "facility"):
+            _put(gauges, "tokens_per_joule", (boundary,), _per_joule(self._live_window, "generation", boundary))
+            for objective in self._parameters.slos:
+                ratio = _per_joule(self._book_window, f"good {objective.name}", boundary)
+                _put(gauges, "good_tokens_per_joule", (boundary, objective.name), ratio)
+        return gauges
+
+    def _put_power(self, gauges: Gauges, now_ns: int) -> None:
+        counted = {device.name for device in leaves(meter.device for meter in self._meters.values())}
+        for name, meter in self._meters.items():
+            if meter.estimated:
+                continue
+            if name in counted:
+                _put(gauges, "device_power_watts", (name,), meter.watts(now_ns))
+                _put(gauges, "device_power_peak_watts", (name,), meter.peak_watts(now_ns))
+                _put(gauges, "device_power_limit_watts", (name,), self._limit_watts(name))
+            else:
+                _put(gauges, "meter_power_watts", (name, meter.device.kind.value), meter.watts(now_ns))
+
+    def _limit_watts(self, name: str) -> float | None:
+        status = self._status.get(name)
+        if status is not None and status.power_limit_watts is not None:
+            return status.power_limit_watts
+        return self._meters[name].device.max_watts
+
+    def _device_view(self, device: Device, now_ns: int) -> DeviceView:
+        meter = self._meters[device.name]
+        return DeviceView(
+            device=device,
+            energy_uj=meter.measured_uj,
+            watts=meter.watts(now_ns),
+            peak_watts=meter.peak_watts(now_ns),
+            power_limit_watts=self._limit_watts(device.name),
+            last_reading_ns=meter.last_seen_ns,
+        )
+
+    def _engine_view(self, engine: Engine) -> EngineView:
+        book, sample, window = (
+            self._books.get(engine.name),
+            self._samples.get(engine.name),
+            self._token_windows.get(engine.name),
+        )
+        tokens = window.increase("generation") if window else None
+        return EngineView(
+            engine=book.engine if book else engine,
+            watermark_ns=book.edge_ns if book else None,
+            requests_running=sample.requests_running if sample else None,
+            requests_waiting=sample.requests_waiting if sample else None,
+            coverage=book.lost.coverage if book else None,
+            generation_tokens_per_second=tokens / window.seconds()
+            if window and tokens is not None and window.seconds()
+            else None,
+            last_sample_ns=sample.t_ns if sample else None,
+        )
+
+    # restart
+
+    def books(self) -> Books:
+        """Everything that one commit must hold to go on after a restart."""
+        group_books = self._group_books()
+        counters = self._account.counters.values
+        return Books(
+            counters={name: [CounterSeries(k, v) for k, v in series.items()] for name, series in counters.items()},
+            histograms={"request_energy_joules": [((m,), h.view()) for m, h in self._account.request_energy.items()]},
+            groups=group_books,
+            open_by_engine=[opened for group, books in self._groups.items() for opened in _open_of(group, books)],
+            device_raw=dict(self._device_raw),
+            engine_raw=dict(self._engine_raw),
+        )
+
+    def _restore(self, books: Books) -> None:
+        """Go on from committed books: what was open then has lost its requests and is unattributed."""
+        for name, series in books.counters.items():
+            for entry in series:
+                self._account.counters.add(name, entry.labels, entry.value)
+        for labels, histogram in books.histograms.get("request_energy_joules", ()):
+            self._account.request_energy.setdefault(labels[0], HistogramBook()).restore(histogram)
+        for book in books.groups:
+            account = GroupAccount(book.devices, book.engines)
+            account.restore(book)
+            self._accounts[book.devices, book.engines] = account
+        for _, engine, quality, open_uj in books.open_by_engine:
+            labels = (engine, books_model(books, engine), Owner.UNATTRIBUTED.value, quality)
+            self._account.counters.add("energy_joules_total", labels, open_uj)
+        self._device_raw = dict(books.device_raw)
+        self._engine_raw = dict(books.engine_raw)
+
+
+def books_model(books: Books, engine: str) -> str:
+    """The model under which an engine's energy was booked before; empty if none was."""
+    series = books.counters.get("energy_joules_total", ())
+    return next((entry.labels[1] for entry in series if entry.labels[0] == engine), "")
+
+
+def _open_of(group: Group, books: DeviceGroup) -> list[tuple[tuple[str, ...], str, str, int]]:
+    quality = owners_quality(Quality.ESTIMATED if books.estimated else Quality.MEASURED)
+    engine = group.engines[0] if group.engines else ""
+    return [(group.devices, engine, quality, books.open_uj)] if books.open_uj else []
+
+
+def _put(gauges: Gauges, name: str, labels: tuple[str, ...], value: float | None) -> None:
+    """Absent is absent: a value that is not known makes no series."""
+    if value is not None:
+        gauges.setdefault(name, {})[labels] = value
+
+
+def _per_joule(window: RatioWindow, tokens: str, boundary: str) -> float | None:
+    ratio = window.ratio(tokens, boundary)
+    return None if ratio is None else ratio * MICROJOULES_PER_JOULE
+
+
+def _total(group_books: Iterable[GroupBook]) -> GroupBook:
+    fields = ("measured_uj", *(f"{owner.value}_uj" for owner in Owner), "open_uj")
+    listed = list(group_books)
+    return GroupBook(**{field: sum(getattr(book, field) for book in listed) for field in fields})

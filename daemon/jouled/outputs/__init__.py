@@ -1,0 +1,1 @@
+"""Effects: what the daemon shows, keeps and sends."""

@@ -1,0 +1,1 @@
+"""What the daemon publishes: one catalogue, its exposition and its reference."""

@@ -1,0 +1,357 @@
+"""Every metric that jouled publishes: the one place where a name, its labels and its meaning are written down."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from jouled.model.units import MICROJOULES_PER_JOULE
+
+PREFIX = "jouled_"
+
+_NOT_ADDITIVE = {
+    "slo": "a request is judged by every SLO",
+    "boundary": "boundaries contain one another",
+    "meter": "meters contain one another",
+    "level": "levels contain one another",
+}
+
+
+class Metric(Struct, frozen=True, kw_only=True):
+    """One row of the contract.
+
+    name: without the prefix `jouled_`, and the key in the snapshot's mappings. unit: of the published value, as it
+    stands in the name. labels: in the order of the snapshot's label tuples. clock: `live` follows the meters within
+    seconds, `book` moves when cells and requests become final, `own` is what jouled says of itself; live and book are
+    never divided by each other. parts_per_unit: snapshot parts in a unit (microjoules in a joule).
+    """
+
+    name: str
+    type: Literal["counter", "gauge", "histogram", "info", "stateset"]
+    clock: Literal["live", "book", "own"]
+    help: str
+    unit: str = ""
+    labels: tuple[str, ...] = ()
+    parts_per_unit: int = 1
+
+    @property
+    def full_name(self) -> str:
+        """The name on the page."""
+        return PREFIX + self.name
+
+    @property
+    def documentation(self) -> str:
+        """The HELP line: what it is, and over which labels a sum is wrong."""
+        reasons = [f"{label} ({_NOT_ADDITIVE[label]})" for label in self.labels if label in _NOT_ADDITIVE]
+        return f"{self.help} Do not sum() over {' or '.join(reasons)}." if reasons else self.help
+
+
+def _joules(name: str, clock: Literal["live", "book"], labels: tuple[str, ...], text: str) -> Metric:
+    return Metric(
+        name=name,
+        type="counter",
+        clock=clock,
+        help=text,
+        unit="joules",
+        labels=labels,
+        parts_per_unit=MICROJOULES_PER_JOULE,
+    )
+
+
+def _counter(name: str, clock: Literal["live", "book", "own"], labels: tuple[str, ...], unit: str, text: str) -> Metric:
+    return Metric(name=name, type="counter", clock=clock, help=text, unit=unit, labels=labels)
+
+
+def _gauge(name: str, clock: Literal["live", "book", "own"], labels: tuple[str, ...], unit: str, text: str) -> Metric:
+    return Metric(name=name, type="gauge", clock=clock, help=text, unit=unit, labels=labels)
+
+
+def _info(name: str, labels: tuple[str, ...], text: str) -> Metric:
+    return Metric(name=name, type="info", clock="own", help=text, labels=labels)
+
+
+DEVICES = (
+    _joules(
+        "device_energy_joules_total",
+        "live",
+        ("device", "kind"),
+        "Energy used by a device that contains no other (gpu, cpu_package, dram, or a module that replaces its parts).",
+    ),
+    _gauge("device_power_watts", "live", ("device",), "watts", "Power of the device now."),
+    _gauge("device_power_peak_watts", "live", ("device",), "watts", "Highest power of the device in the last 60 s."),
+    _gauge("device_power_limit_watts", "live", ("device",), "watts", "Enforced power limit of the device."),
+    _counter(
+        "device_throttle_seconds_total",
+        "live",
+        ("device", "reason"),
+        "seconds",
+        "Time in which the device ran below its clocks, by reason, as its driver counts it.",
+    ),
+    _info(
+        "device_info",
+        ("device", "kind", "uuid", "pci_bus_id", "index", "vendor", "product", "method", "quality", "parent"),
+        "What a device is and how it is read; join it by device, or by uuid and pci_bus_id to other exporters.",
+    ),
+)
+
+METERS = (
+    _joules(
+        "meter_energy_joules_total",
+        "live",
+        ("meter", "level"),
+        "Energy seen by a meter that contains other devices (module, node, psu, outlet, feed, shelf).",
+    ),
+    _gauge("meter_power_watts", "live", ("meter", "level"), "watts", "Power seen by the meter now."),
+    _joules(
+        "boundary_energy_joules_total",
+        "live",
+        ("boundary",),
+        "Measured energy inside a boundary: compute (devices that engines run on and unused accelerators), node,"
+        " facility.",
+    ),
+    _joules(
+        "residual_energy_joules_total",
+        "live",
+        (),
+        "Energy of the node beyond its measured parts (fans, board, conversion losses), over settled windows.",
+    ),
+    _joules(
+        "residual_deficit_joules_total",
+        "live",
+        (),
+        "Energy by which the parts exceeded the node, over settled windows; should stay near zero.",
+    ),
+)
+
+ENGINES = (
+    _counter(
+        "engine_tokens_total",
+        "live",
+        ("engine", "model_name", "kind"),
+        "tokens",
+        "Tokens by the engine's own counters: prompt_computed, prompt_cached, generation.",
+    ),
+    _info(
+        "engine_info",
+        (
+            "engine",
+            "engine_type",
+            "model_name",
+            "version",
+            "precision",
+            "role",
+            "parallelism",
+            "gpus",
+            "driver",
+            "url",
+        ),
+        "What an engine is; joins a change in efficiency to a change in software.",
+    ),
+)
+
+BOOKS = (
+    _joules(
+        "energy_joules_total",
+        "book",
+        ("engine", "model_name", "owner", "quality"),
+        "Energy by owner: prefill, decode, resident, unreported, idle, unattributed, downtime. With"
+        " jouled_open_energy_joules of quality measured it adds up to the compute boundary exactly.",
+    ),
+    _gauge(
+        "open_energy_joules",
+        "book",
+        ("quality",),
+        "joules",
+        "Measured energy that has no final owner yet: cells not closed, or held for requests in flight.",
+    ),
+    _gauge(
+        "books_watermark_timestamp_seconds",
+        "book",
+        ("engine",),
+        "seconds",
+        "Unix time up to which the engine's books are final.",
+    ),
+    _counter(
+        "requests_total",
+        "book",
+        ("engine", "model_name", "outcome"),
+        "requests",
+        "Finished requests by outcome: completed, cancelled, failed.",
+    ),
+    _counter(
+        "request_tokens_total",
+        "book",
+        ("engine", "model_name", "kind"),
+        "tokens",
+        "Tokens of finished requests as their events told; over jouled_engine_tokens_total it is the event coverage.",
+    ),
+    _joules(
+        "attributed_energy_joules_total",
+        "book",
+        ("engine", "model_name", "component"),
+        "Energy of finished requests by component: compute, host, residual, facility_surplus; the components are"
+        " disjoint.",
+    ),
+    Metric(
+        name="request_energy_joules",
+        type="histogram",
+        clock="book",
+        help="Energy of a finished request on its compute devices; exemplars carry its trace_id.",
+        unit="joules",
+        labels=("model_name",),
+    ),
+)
+
+SERVICE = (
+    _counter(
+        "slo_requests_total",
+        "book",
+        ("slo", "engine", "model_name", "verdict"),
+        "requests",
+        "Finished requests by verdict: good, late, failed (cancelled ones count as failed).",
+    ),
+    _counter(
+        "slo_tokens_total",
+        "book",
+        ("slo", "engine", "model_name", "verdict"),
+        "tokens",
+        "Generated tokens of finished requests by verdict; those of verdict good are the goodput.",
+    ),
+    _joules(
+        "slo_energy_joules_total",
+        "book",
+        ("slo", "engine", "model_name", "verdict"),
+        "Energy of finished requests by verdict; what is not good is waste.",
+    ),
+    _counter(
+        "tier_tokens_total",
+        "book",
+        ("engine", "model_name", "tier"),
+        "tokens",
+        "Generated tokens by tier of interactivity (tokens per second and user).",
+    ),
+    _joules("tier_energy_joules_total", "book", ("engine", "model_name", "tier"), "Energy by tier of interactivity."),
+    _joules("tenant_energy_joules_total", "book", ("tenant", "model_name"), "Energy of a tenant's finished requests."),
+    _counter(
+        "tenant_tokens_total",
+        "book",
+        ("tenant", "model_name"),
+        "tokens",
+        "Generated tokens of a tenant's finished requests.",
+    ),
+)
+
+EFFICIENCY = (
+    _gauge(
+        "tokens_per_joule",
+        "live",
+        ("boundary",),
+        "tokens_per_joule",
+        "Generated tokens per joule over the last 60 s; the same figure is tokens per second per watt.",
+    ),
+    _gauge(
+        "good_tokens_per_joule",
+        "book",
+        ("boundary", "slo"),
+        "tokens_per_joule",
+        "Generated tokens of good requests per joule over the last 60 s of the books.",
+    ),
+)
+
+COST = (
+    _counter(
+        "energy_cost_total",
+        "book",
+        ("currency", "model_name"),
+        "units of the currency",
+        "Cost of the energy of finished requests.",
+    ),
+    _counter(
+        "energy_credit_total",
+        "book",
+        ("currency", "model_name"),
+        "units of the currency",
+        "What energy used at a negative price earned.",
+    ),
+    _counter(
+        "hardware_cost_total",
+        "book",
+        ("currency", "model_name"),
+        "units of the currency",
+        "Hardware cost of finished requests by their time on the node.",
+    ),
+    _counter(
+        "co2e_grams_total", "book", ("model_name",), "grams", "Carbon dioxide equivalent of the energy of requests."
+    ),
+)
+
+OWN = (
+    _gauge("source_up", "own", ("source",), "", "Whether the source gives readings (1) or not (0)."),
+    Metric(
+        name="source_state",
+        type="stateset",
+        clock="own",
+        help="State of the source: ok, stale, down, denied, absent, released, quarantined.",
+        labels=("source",),
+    ),
+    _counter("source_errors_total", "own", ("source", "reason"), "errors", "Failed reads of the source."),
+    _counter(
+        "source_covered_seconds_total",
+        "own",
+        ("source",),
+        "seconds",
+        "Time over which the source's readings are whole.",
+    ),
+    _counter(
+        "source_gap_seconds_total", "own", ("source", "reason"), "seconds", "Time over which readings are missing."
+    ),
+    _counter(
+        "late_events_total",
+        "own",
+        ("reason",),
+        "events",
+        "Request events that came after their time was closed in the books.",
+    ),
+    _counter("rejected_events_total", "own", ("reason",), "events", "Request events and readings that were refused."),
+    _counter(
+        "label_overflow_total",
+        "own",
+        ("label",),
+        "events",
+        "Events whose label value went to other because there are too many values of that label.",
+    ),
+    _gauge("page_series", "own", (), "series", "Series on this page."),
+    _gauge(
+        "page_series_dropped", "own", (), "series", "Series left out of this page because it reached its limit of 5000."
+    ),
+    _info("build_info", ("version", "python"), "Version of jouled and of the Python that runs it."),
+    _counter(
+        "process_cpu_seconds_total",
+        "own",
+        ("process",),
+        "seconds",
+        "CPU time, user and system, of the daemon and of its children, finished ones included.",
+    ),
+    _gauge(
+        "process_resident_memory_bytes",
+        "own",
+        ("process",),
+        "bytes",
+        "Resident memory of the daemon and of its living children.",
+    ),
+    _gauge("process_open_fds", "own", ("process",), "", "Open file descriptors of the daemon."),
+    _gauge("process_start_time_seconds", "own", ("process",), "seconds", "Unix time at which the daemon started."),
+)
+
+GROUPS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
+    ("Devices", DEVICES),
+    ("Meters and boundaries", METERS),
+    ("Engines", ENGINES),
+    ("Books", BOOKS),
+    ("Service levels, tiers and tenants", SERVICE),
+    ("Efficiency", EFFICIENCY),
+    ("Cost", COST),
+    ("jouled itself", OWN),
+)
+"""Groups as the reference shows them; families stand in this order on the page."""
+
+CATALOGUE: dict[str, Metric] = {metric.name: metric for _, metrics in GROUPS for metric in metrics}

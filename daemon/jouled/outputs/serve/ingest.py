@@ -1,0 +1,71 @@
+"""What is told to the daemon: one POST route for each receiver."""
+
+import asyncio
+from http import HTTPStatus
+
+from aiohttp import web
+
+from jouled.api import HttpIngest, MalformedBodyError, Received
+from jouled.outputs.serve.answers import Handler, Refusal
+from jouled.outputs.serve.bodies import check_encoding, inflate, read_body
+from jouled.outputs.serve.door import Door
+
+_IN_THE_LOOP_BYTES = 32 * 1024
+"""Bodies up to this size are decoded at once (about a millisecond), larger ones in a thread."""
+
+_LARGE_AT_ONCE = 2
+"""Large bodies being decoded at the same time: bounds the memory that senders can claim."""
+
+_NAMED_IN_ANSWER = 100
+
+
+def ingest_handler(door: Door, ingest: HttpIngest) -> Handler:
+    """The handler of one receiver's path."""
+    large = asyncio.Semaphore(_LARGE_AT_ONCE)
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        content_type = request.headers.get("Content-Type", "")
+        if request.content_type not in ingest.content_types:
+            raise Refusal(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                f"Content-Type {content_type or 'is missing and'} is not taken here:"
+                f" send {' or '.join(ingest.content_types)}",
+            )
+        zipped = check_encoding(request.headers.get("Content-Encoding", ""))
+        raw = await read_body(request)
+        if door.forward is not None:
+            door.forward(ingest, raw, request.headers)
+        if zipped or len(raw) > _IN_THE_LOOP_BYTES:
+            async with large:
+                received = await asyncio.to_thread(_decode, ingest, raw, zipped, content_type)
+        else:
+            received = _decode(ingest, raw, zipped, content_type)
+        return _answer(ingest, await door.accept(ingest, received), content_type)
+
+    return handle
+
+
+def _decode(ingest: HttpIngest, raw: bytes, zipped: bool, content_type: str) -> Received:  # noqa: FBT001 - private
+    body = inflate(raw) if zipped else raw
+    try:
+        return ingest.decode(body, content_type)
+    except MalformedBodyError as error:
+        raise Refusal(
+            HTTPStatus.BAD_REQUEST, f"the body cannot be read: {error}", position=error.position, accepted=0
+        ) from error
+
+
+def _answer(ingest: HttpIngest, taken: Received, content_type: str) -> web.Response:
+    """The receiver's own answer, or a refusal where nothing of the body could be used."""
+    if taken.rejected and not taken.requests and not taken.ignored:
+        first = taken.rejected[0]
+        raise Refusal(
+            HTTPStatus.BAD_REQUEST,
+            f"nothing was taken; {first.position}: {first.message}",
+            position=first.position,
+            accepted=0,
+            rejected=taken.rejected[:_NAMED_IN_ANSWER],
+            rejected_count=len(taken.rejected),
+        )
+    body, headers = ingest.respond(taken, content_type)
+    return web.Response(body=body, headers=headers)

@@ -1,0 +1,240 @@
+"""The store: one synced transaction for each commit, receipts with retention."""
+
+import asyncio
+import fcntl
+import logging
+import os
+import sqlite3
+import threading
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from jouled.model.receipt import Receipt
+from jouled.model.units import NANOSECONDS_PER_SECOND
+from jouled.outputs.store.database import StoreError, is_broken, open_database, open_reader, set_aside
+from jouled.outputs.store.query import ReceiptQuery, sql
+
+_log = logging.getLogger(__name__)
+
+FILE_NAME = "jouled.sqlite3"
+_SECONDS_PER_DAY = 86_400
+_BYTES_PER_MEBIBYTE = 1024 * 1024
+_REMOVED_AT_ONCE = 2_000
+"""Receipts that one commit removes at most, so that a shortened retention does not hold up the books."""
+
+_REMOVED_PER_PAGE = 8
+"""Receipts for each page beyond the size: a receipt takes at least half a kilobyte of a page's four."""
+
+_T = TypeVar("_T")
+
+
+class Committed(Struct, frozen=True):
+    """The last commit: its number, the books as they were given, and Unix nanoseconds of that moment."""
+
+    sequence: int
+    books: bytes
+    wall_ns: int
+
+
+class Store:
+    """Committed books and receipts in `<directory>/jouled.sqlite3`.
+
+    One thread writes and one reads, so neither the event loop nor a commit ever waits for a query. `removed` counts
+    receipts taken out by retention, by reason (`age`, `size`).
+    """
+
+    def __init__(self, directory: Path, *, receipt_days: float = 7.0, receipt_mebibytes: float = 512.0) -> None:
+        """Open or create the store.
+
+        Raises:
+            StoreError: the directory cannot be used, another jouled uses it, or a newer one wrote it.
+        """
+        self._path = directory / FILE_NAME
+        self._keep_ns = int(receipt_days * _SECONDS_PER_DAY * NANOSECONDS_PER_SECOND)
+        self._keep_bytes = int(receipt_mebibytes * _BYTES_PER_MEBIBYTE)
+        self.removed: dict[str, int] = {"age": 0, "size": 0}
+        self._lock = _lock(directory)
+        try:
+            self._writer = open_database(self._path)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._reader: sqlite3.Connection | None = None
+        self._reader_access = threading.Lock()
+        self._sequence = 0
+        self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="store-write")
+        self._read_thread = ThreadPoolExecutor(1, thread_name_prefix="store-read")
+
+    def load(self) -> Committed | None:
+        """The last commit, or `None` for a fresh store; blocks.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+        return self._write_thread.submit(self._load).result()
+
+    async def commit(self, books: bytes, receipts: Sequence[Receipt], wall_ns: int) -> int:
+        """Write books and receipts in one transaction and return its number once the disk has it.
+
+        Raises:
+            StoreError: nothing of it was kept (disk full, input/output error); the next commit may succeed and must
+                bring these receipts again.
+        """
+        return await self._run(self._write_thread, lambda: self._commit(books, receipts, wall_ns))
+
+    async def receipts(self, query: ReceiptQuery) -> list[Receipt]:
+        """The receipts asked for, newest first.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+        return await self._run(self._read_thread, lambda: self._query(query))
+
+    def close(self) -> None:
+        """Finish what was begun and close the file."""
+        self._write_thread.shutdown()
+        self._read_thread.shutdown()
+        self._close_reader()
+        self._writer.close()
+        os.close(self._lock)
+
+    @staticmethod
+    async def _run(thread: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(thread, work)
+
+    def _load(self) -> Committed | None:
+        try:
+            row = self._writer.execute("SELECT sequence, books, wall_ns FROM books").fetchone()
+        except sqlite3.Error as error:
+            raise StoreError(f"the books in {self._path} cannot be read: {error}") from error
+        if row is None:
+            return None
+        self._sequence = row[0]
+        return Committed(*row)
+
+    def _commit(self, books: bytes, receipts: Sequence[Receipt], wall_ns: int) -> int:
+        rows = [_row(receipt) for receipt in receipts]
+        try:
+            return self._transaction(books, rows, wall_ns)
+        except sqlite3.Error as error:
+            if not is_broken(error):
+                raise StoreError(
+                    f"the books were not committed to {self._path}: {error}",
+                    mend="Free space on that disk, or choose another directory with --state DIR",
+                ) from error
+            self._replace_file(str(error))
+        try:
+            return self._transaction(books, rows, wall_ns)
+        except sqlite3.Error as error:
+            raise StoreError(f"the books were not committed to the fresh {self._path}: {error}") from error
+
+    def _transaction(self, books: bytes, rows: Sequence[tuple[object, ...]], wall_ns: int) -> int:
+        connection = self._writer
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            row = connection.execute("SELECT sequence FROM books").fetchone()
+            sequence = max(self._sequence, row[0] if row else 0) + 1
+            connection.execute(
+                "INSERT OR REPLACE INTO books (only, sequence, wall_ns, crc32, books) VALUES (1, ?, ?, ?, ?)",
+                (sequence, wall_ns, zlib.crc32(books), books),
+            )
+            connection.executemany(
+                "INSERT INTO receipts (id, engine, model, tenant, outcome, last_token_ns, receipt)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+            removed = self._retain(wall_ns)
+            connection.execute("COMMIT")
+        except BaseException:
+            # SQLite has rolled back by itself after some errors; then there is no transaction left to end.
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        self._sequence = sequence
+        for reason, number in removed.items():
+            self.removed[reason] += number
+        return sequence
+
+    def _retain(self, wall_ns: int) -> dict[str, int]:
+        """Remove the oldest receipts beyond the limits of age and size; a large excess takes several commits."""
+        execute = self._writer.execute
+        oldest = "DELETE FROM receipts WHERE number IN (SELECT number FROM receipts {} LIMIT ?)"
+        by_age = execute(
+            oldest.format("WHERE last_token_ns < ? ORDER BY last_token_ns"), (wall_ns - self._keep_ns, _REMOVED_AT_ONCE)
+        ).rowcount
+        pages, free, page_bytes = (
+            execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        excess_pages = pages - free - self._keep_bytes // page_bytes
+        by_size = 0
+        if excess_pages > 0:
+            number = min(excess_pages * _REMOVED_PER_PAGE, _REMOVED_AT_ONCE)
+            by_size = execute(oldest.format("ORDER BY number"), (number,)).rowcount
+        return {"age": by_age, "size": by_size}
+
+    def _replace_file(self, reason: str) -> None:
+        """Go on with a fresh file: the books to commit are whole, and the numbering goes on from memory."""
+        with self._reader_access:
+            self._close_reader()
+            self._writer.close()
+            set_aside(self._path, reason)
+            self._writer = open_database(self._path)
+
+    def _query(self, query: ReceiptQuery) -> list[Receipt]:
+        statement, parameters = sql(query)
+        try:
+            with self._reader_access:
+                if self._reader is None:
+                    self._reader = open_reader(self._path)
+                rows = self._reader.execute(statement, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"the receipts in {self._path} cannot be read: {error}") from error
+        return [_decoder.decode(blob) for (blob,) in rows]
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+
+_decoder = msgspec.msgpack.Decoder(Receipt)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def _row(receipt: Receipt) -> tuple[object, ...]:
+    return (
+        receipt.id,
+        receipt.engine,
+        receipt.model,
+        receipt.tenant,
+        receipt.outcome.value,
+        receipt.last_token_ns,
+        _encoder.encode(receipt),
+    )
+
+
+def _lock(directory: Path) -> int:
+    """Make the directory and hold it for this process; the kernel lets go of it when the process ends."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise StoreError(
+            f"the state directory {directory} cannot be used: {error.strerror}",
+            mend="Make it writable for this user, or choose another one with --state DIR",
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise StoreError(
+            f"another jouled uses the state directory {directory}",
+            mend="Stop it, or choose another directory with --state DIR",
+        ) from error
+    return descriptor

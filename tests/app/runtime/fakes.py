@@ -1,0 +1,85 @@
+"""Power collectors that do what a test tells them to; importable in a child process too."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+from jouled.api import Clock, PowerSettings, Reading
+from jouled.model.device import Device, DeviceKind
+from jouled.model.errors import SourceError, SourceState
+from jouled.model.readings import EnergyReading
+
+
+class ManualClock:
+    """Moves when it is told to, and by a microsecond each time it is read."""
+
+    def __init__(self, now_ns: int = 1_700_000_000_000_000_000) -> None:
+        self.ns = now_ns
+
+    def now_ns(self) -> int:
+        self.ns += 1_000
+        return self.ns
+
+
+class InstantStop(threading.Event):
+    """Waiting moves the clock instead of taking time; set after a number of waits."""
+
+    def __init__(self, clock: ManualClock, waits: int) -> None:
+        super().__init__()
+        self._clock = clock
+        self._left = waits
+        self.waited: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.waited.append(timeout)
+        self._clock.ns += round(timeout * 1e9)
+        self._left -= 1
+        if self._left <= 0:
+            self.set()
+        return self.is_set()
+
+
+class FakeSettings(PowerSettings, kw_only=True):
+    behaviour: str = "steady"
+    folder: str = ""
+
+
+class FakeSource:
+    interval_seconds = 0.1
+
+    def __init__(self, clock: Clock, on_read: Callable[[], None] = lambda: None) -> None:
+        self.devices = [Device(name="gpu0", kind=DeviceKind.GPU)]
+        self.closed = False
+        self._clock = clock
+        self._on_read = on_read
+        self._microjoules = 0
+
+    def read(self) -> list[Reading]:
+        self._on_read()
+        self._microjoules += 10
+        return [EnergyReading("gpu0", self._clock.now_ns(), self._microjoules)]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeCollector:
+    """Behaves as `behaviour` says, from the first read on."""
+
+    name: ClassVar[str] = "fake"
+    isolation: ClassVar[Literal["thread", "process"]] = "process"
+    settings_type: ClassVar[type[PowerSettings]] = FakeSettings
+
+    def open(self, settings: PowerSettings, clock: Clock) -> FakeSource:
+        assert isinstance(settings, FakeSettings)
+        if settings.behaviour == "fatal":
+            raise SourceError(SourceState.DOWN, "driver_reloaded", "the driver is another one", fatal=True)
+        acts: dict[str, Callable[[], None]] = {
+            "steady": lambda: None,
+            "crash": lambda: os._exit(7),
+            "hang": lambda: time.sleep(60),
+        }
+        return FakeSource(clock, acts[settings.behaviour])

@@ -1,0 +1,130 @@
+"""Whose request it is, when it was, and what the sender is told."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+
+from jouled.api import EngineHint, Received, ReceivedRequest, Rejected
+from jouled.app.runtime.ingest import Ingest, find_engine
+from jouled.app.runtime.wall_clock import WallClock
+from jouled.model.engine import Engine
+from jouled.model.requests import RequestEvent, RequestStart
+
+BIG = Engine(name="vllm-8000", type="vllm", pid=100)
+SMALL = Engine(name="vllm-8001", type="vllm", pid=200)
+LLAMA = Engine(name="llama", type="llama_cpp")
+SECOND = 1_000_000_000
+
+
+def event(request_id: str = "r1", last_token_ns: int = 30 * SECOND) -> RequestEvent:
+    return RequestEvent(
+        engine="",
+        id=request_id,
+        arrival_ns=last_token_ns - 2 * SECOND,
+        scheduled_ns=last_token_ns - 2 * SECOND,
+        first_token_ns=last_token_ns - SECOND,
+        last_token_ns=last_token_ns,
+        prompt_tokens=10,
+        generation_tokens=5,
+    )
+
+
+class Desk:
+    """An `Ingest` whose core answers as told."""
+
+    def __init__(self, engines: Sequence[Engine], answer: str = "") -> None:
+        self.fed: list[RequestEvent | RequestStart] = []
+        self.counted: Counter[str] = Counter()
+        self.wall = WallClock()
+        self.answer = answer
+        self.ingest = Ingest(lambda: engines, self._feed, self._count, self, self.wall)
+
+    def now_ns(self) -> int:
+        return 40 * SECOND
+
+    def _feed(self, item: RequestEvent | RequestStart) -> str:
+        self.fed.append(item)
+        return self.answer
+
+    def _count(self, reason: str) -> None:
+        self.counted[reason] += 1
+
+    def take(self, *requests: ReceivedRequest) -> Received:
+        return self.ingest.take(Received(requests=requests, ignored=2))
+
+
+@pytest.mark.parametrize(
+    ("hint", "expected"),
+    [
+        (EngineHint(pid=200), "vllm-8001"),
+        (EngineHint(pid=200, service_name="vllm-8000", engine_type="vllm"), "vllm-8001"),
+        (EngineHint(pid=999, service_name="vllm-8000", engine_type="vllm"), "vllm-8000"),
+        (EngineHint(pid=999, service_name="unknown", engine_type="vllm"), None),
+        (EngineHint(engine_type="llama_cpp"), "llama"),
+        (EngineHint(engine="llama"), "llama"),
+        (EngineHint(engine="lama", engine_type="llama_cpp"), None),
+        (EngineHint(), None),
+        (EngineHint(engine_type="sglang"), None),
+    ],
+)
+def test_whose_request_it_is(hint: EngineHint, expected: str | None) -> None:
+    found = find_engine(hint, [BIG, SMALL, LLAMA])
+    assert (found and found.name) == expected
+
+
+def test_the_only_engine_needs_no_name() -> None:
+    assert find_engine(EngineHint(), [LLAMA]) is LLAMA
+
+
+def test_request_reaches_the_core_with_engine_and_time_of_arrival() -> None:
+    desk = Desk([BIG])
+    received = desk.take(ReceivedRequest(event=event()))
+    assert not received.rejected
+    assert received.ignored == 2
+    [fed] = desk.fed
+    assert isinstance(fed, RequestEvent)
+    assert (fed.engine, fed.seen_ns) == ("vllm-8000", 40 * SECOND)
+
+
+def test_times_are_shifted_by_steps_of_the_wall_clock() -> None:
+    desk = Desk([BIG])
+    desk.wall.step(20 * SECOND, 7 * SECOND)
+    desk.take(ReceivedRequest(event=event(last_token_ns=37 * SECOND)))
+    desk.take(ReceivedRequest(event=RequestStart(engine="", id="s", arrival_ns=38 * SECOND)))
+    request, start = desk.fed
+    assert isinstance(request, RequestEvent)
+    assert (request.last_token_ns, request.first_token_ns) == (30 * SECOND, 29 * SECOND)
+    assert (request.scheduled_ns, request.arrival_ns) == (28 * SECOND, 28 * SECOND)
+    assert start.arrival_ns == 31 * SECOND
+
+
+def test_unknown_engine_is_refused_with_what_helps() -> None:
+    desk = Desk([BIG, SMALL])
+    received = desk.take(ReceivedRequest(event=event("r7"), hint=EngineHint(engine="vllm-9")))
+    [rejected] = received.rejected
+    assert (rejected.position, rejected.reason) == ("request r7", "unknown_engine")
+    assert "vllm-8000, vllm-8001" in rejected.message
+    assert not received.requests
+    assert not desk.fed
+    assert desk.counted == {"unknown_engine": 1}
+
+
+@pytest.mark.parametrize("reason", ["duplicate", "conflict"])
+def test_a_repeated_event_is_no_fault_of_the_sender(reason: str) -> None:
+    received = Desk([BIG], reason).take(ReceivedRequest(event=event()))
+    assert not received.rejected
+    assert len(received.requests) == 1
+
+
+def test_refusal_of_the_core_reaches_the_sender() -> None:
+    received = Desk([BIG], "absurd_tokens").take(ReceivedRequest(event=event()))
+    assert received.rejected[0].reason == "absurd_tokens"
+
+
+def test_what_the_receiver_refused_is_kept_and_counted() -> None:
+    desk = Desk([BIG])
+    refused = Rejected("line 3", "wrong_type", "no number")
+    received = desk.ingest.take(Received(requests=[ReceivedRequest(event=event())], rejected=[refused]))
+    assert list(received.rejected) == [refused]
+    assert desk.counted == {"wrong_type": 1}

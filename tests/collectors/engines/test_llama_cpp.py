@@ -1,0 +1,97 @@
+"""The llama.cpp collector on a page of a live llama-server (8 requests running, 4 waiting)."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jouled.api import EngineCollector, EnginePage
+from jouled_collectors.engines.llama_cpp import LlamaCppCollector
+
+PAGE = (Path(__file__).parents[2] / "fixtures" / "engines" / "llama-server-0c1e570.prom").read_bytes()
+LLAMA = LlamaCppCollector()
+EXPECTED = EnginePage(
+    steps=815,
+    prompt_tokens=2448,
+    cached_prompt_tokens=614,
+    generation_tokens=759,
+    requests_running=8,
+    requests_waiting=4,
+)
+
+
+def test_is_an_engine_collector() -> None:
+    collector: EngineCollector = LLAMA
+    assert (collector.name, collector.page_path, collector.version_path) == ("llama_cpp", "/metrics", "/props")
+
+
+def test_a_live_page() -> None:
+    assert LLAMA.page(PAGE) == EXPECTED
+
+
+def test_the_prompt_counter_is_told_to_hold_computed_tokens_only() -> None:
+    assert LLAMA.semantics.prompt == "computed"
+    assert LLAMA.semantics.prompt_at == "step"
+    assert LLAMA.semantics.generation_at == "finish"
+
+
+def test_a_page_quoted_as_a_json_string_is_read_alike() -> None:
+    assert LLAMA.page(json.dumps(PAGE.decode()).encode()) == EXPECTED
+
+
+def test_six_digit_values() -> None:
+    page = b"llamacpp:prompt_tokens_total 1e+06\nllamacpp:tokens_predicted_total 1.00856e+06\n"
+    assert LLAMA.page(page) == EnginePage(prompt_tokens=1_000_000, generation_tokens=1_008_560)
+
+
+def test_an_older_build_without_the_cache_counter() -> None:
+    page = b"llamacpp:prompt_tokens_total 7\nllamacpp:prompt_tokens_seconds 12.5\n"
+    assert LLAMA.page(page) == EnginePage(prompt_tokens=7)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"error":{"code":501}}', "start llama-server with --metrics"),
+        (b"<html></html>", "an HTML page"),
+        (b'"half a string', "not the expected JSON"),
+        (b'"\\ud800"', "not the expected JSON"),
+        (b'"no metrics"', "no metric that begins with llamacpp:"),
+        (b"", "the page is empty"),
+    ],
+)
+def test_what_is_no_page_is_refused_with_the_reason(body: bytes, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        LLAMA.page(body)
+
+
+@given(st.binary(max_size=60) | st.binary(max_size=60).map(b'"'.__add__))
+def test_any_bytes_give_a_page_or_a_value_error(body: bytes) -> None:
+    for read in (LLAMA.page, LLAMA.version):
+        try:
+            read(body)
+        except ValueError:
+            continue
+
+
+def test_version_is_the_build_string() -> None:
+    assert LLAMA.version(b'{"build_info":"b1-0c1e570","total_slots":8}') == "b1-0c1e570"
+    with pytest.raises(ValueError, match="version is empty"):
+        LLAMA.version(b'{"build_info":""}')
+
+
+@pytest.mark.parametrize(
+    ("argv", "recognised", "port"),
+    [
+        (["llama-server", "-m", "/models/m.gguf"], True, 8080),
+        (["/usr/local/bin/llama-server", "--metrics", "--port", "8081"], True, 8081),
+        (["llama-cli", "--port", "1234"], False, 1234),
+        (["bash", "llama-server"], False, 8080),
+        ([], False, 8080),
+    ],
+)
+def test_processes(argv: list[str], recognised: bool, port: int) -> None:
+    assert LLAMA.recognises(argv, "") is recognised
+    assert LLAMA.port(argv) == port

@@ -1,0 +1,29 @@
+"""Fixtures that several packages of tests share."""
+
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from tests.support.tools import REPOSITORY, run
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, built without a network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    built = run(
+        [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", folder, REPOSITORY], timeout_seconds=55
+    )
+    assert built.returncode == 0, built.stdout
+    [path] = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def installed_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel's content, as in site-packages."""
+    folder = tmp_path_factory.mktemp("installed")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder

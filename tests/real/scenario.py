@@ -1,0 +1,185 @@
+"""One run of the daemon beside a real engine: start both, send the load, wait for final receipts, look at the books."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from tests.real.engine import RealEngine
+from tests.real.load import Ask, Sent, make_asks, send_all
+from tests.support.live import LiveDaemon, Page, wait_for
+from tests.support.tools import free_port
+
+ENGINE_NAME = "real"
+CONCURRENCY = 20
+LONG_REQUESTS = 3
+LONG_SECONDS = 80.0
+"""How long a long request would last if the engine had nothing else to do; it must outlive 60 s."""
+
+LONG_TOKENS = (12_000, 30_000)
+FINAL_TIMEOUT_SECONDS = 420.0
+"""Aborted requests hold their cells to the horizon of 120 s; the long ones can stretch it to 1.2 × their length."""
+
+CONFIGURATION = """
+[serve]
+listen = "127.0.0.1:{port}"
+
+[state]
+directory = "{state}"
+
+[power.estimate]
+
+[[engines]]
+name = "{name}"
+type = "vllm"
+url = "{url}"
+devices = ["cpu_estimate"]
+"""
+
+
+@dataclass
+class Observed:
+    """What was seen: by the clients, on the engine's page, in the daemon's receipts and books."""
+
+    warm_up: list[Sent] = field(default_factory=list)
+    steady: list[Sent] = field(default_factory=list)
+    burst: list[Sent] = field(default_factory=list)
+    long: list[Sent] = field(default_factory=list)
+    receipts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    bare_receipts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    engine_pages: dict[str, Page] = field(default_factory=dict)
+    daemon_pages: dict[str, Page] = field(default_factory=dict)
+    snapshot: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sent(self) -> list[Sent]:
+        """Every request of the run."""
+        return self.warm_up + self.steady + self.burst + self.long
+
+    @property
+    def finished(self) -> list[Sent]:
+        """Those read to their end."""
+        return [sent for sent in self.sent if not sent.aborted]
+
+    @property
+    def aborted(self) -> list[Sent]:
+        """Those whose client hung up."""
+        return [sent for sent in self.sent if sent.aborted]
+
+    def engine_delta(self, metric: str, start: str = "start", end: str = "end") -> int:
+        """How far a counter of the engine's own page went between two looks."""
+        return round(self.engine_pages[end].total(metric) - self.engine_pages[start].total(metric))
+
+
+def observe(folder: Path) -> Observed:
+    """Run the whole scenario; logs and state of both processes stay in `folder`."""
+    port = free_port()
+    engine = RealEngine(ENGINE_NAME, f"http://127.0.0.1:{port}/v1/traces", folder / "engine.log")
+    configuration = folder / "config.toml"
+    configuration.write_text(
+        CONFIGURATION.format(port=port, state=folder / "state", name=ENGINE_NAME, url=engine.url), encoding="utf-8"
+    )
+    command = [Path(sys.executable).parent / "jouled", "run", "--config", configuration]
+    daemon = LiveDaemon(command, port, folder / "daemon.log", {})
+    observed = Observed()
+    try:
+        engine.start()
+        daemon.start()
+        engine.wait_until_ready()
+        _wait_until_met(daemon)
+        _look("start", observed, engine, daemon)
+        asyncio.run(_send_load(observed, engine))
+        _wait_for_final_receipts(observed, daemon)
+        _wait_for_books(observed, daemon)
+        observed.snapshot = daemon.json("/api/v1/snapshot")
+        _look("end", observed, engine, daemon)
+    finally:
+        daemon.stop()
+        engine.stop()
+    return observed
+
+
+def _wait_until_met(daemon: LiveDaemon) -> None:
+    """Wait until the daemon has read the engine's page: tokens from before its first look are not in its counters."""
+    daemon.wait_until_ready()
+    wait_for(
+        lambda: f'jouled_engine_info{{engine="{ENGINE_NAME}"' in daemon.get("/metrics").decode(),
+        30,
+        "the daemon never read the engine's page",
+    )
+    wait_for(
+        lambda: f'jouled_engine_tokens_total{{engine="{ENGINE_NAME}"' in daemon.get("/metrics").decode(),
+        30,
+        "the daemon shows no token counter of the engine",
+    )
+
+
+def _look(when: str, observed: Observed, engine: RealEngine, daemon: LiveDaemon) -> None:
+    observed.engine_pages[when] = engine.page()
+    observed.daemon_pages[when] = daemon.page()
+
+
+async def _send_load(observed: Observed, engine: RealEngine) -> None:
+    """Warm-up; then long requests all the while, first under a steady load, then under one whose clients hang up."""
+    async with _session(engine.url) as session:
+        observed.warm_up = await send_all(session, make_asks("warm", 6, seed=1), LONG_REQUESTS)
+        long = asyncio.create_task(send_all(session, _long_asks(observed.warm_up), LONG_REQUESTS))
+        observed.steady = await send_all(session, make_asks("steady", 200, seed=2), CONCURRENCY - LONG_REQUESTS)
+        observed.engine_pages["burst_start"] = await asyncio.to_thread(engine.page)
+        asks = make_asks("burst", 300, seed=3, abort_every=3)
+        observed.burst = await send_all(session, asks, CONCURRENCY - LONG_REQUESTS)
+        observed.engine_pages["burst_end"] = await asyncio.to_thread(engine.page)
+        observed.long = await long
+
+
+@asynccontextmanager
+async def _session(url: str) -> AsyncIterator[aiohttp.ClientSession]:
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=120)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(url, timeout=timeout, connector=connector) as session:
+        yield session
+
+
+def _long_asks(warm_up: Iterable[Sent]) -> list[Ask]:
+    """As many tokens as take `LONG_SECONDS` at the pace of the warm-up, which has the same concurrency."""
+    pace = min(sent.seconds / max(sent.generation_tokens, 1) for sent in warm_up)
+    lowest, highest = LONG_TOKENS
+    tokens = min(max(round(LONG_SECONDS / pace), lowest), highest)
+    return [
+        Ask(f"long-{number}", prompt_words=50, max_tokens=tokens, ignore_eos=True) for number in range(LONG_REQUESTS)
+    ]
+
+
+def _wait_for_final_receipts(observed: Observed, daemon: LiveDaemon) -> None:
+    """Ask for each finished request until its receipt is final, by both of its ids."""
+    missing = {sent.response_id: sent for sent in observed.finished}
+
+    def all_final() -> bool:
+        for response_id in list(missing):
+            receipt = daemon.receipt(response_id)
+            if receipt is not None and not receipt["provisional"]:
+                observed.receipts[response_id] = receipt
+                del missing[response_id]
+        return not missing
+
+    # Without all of them the rest of the run is still worth seeing: the checks name those that are missing.
+    with suppress(TimeoutError):
+        wait_for(all_final, FINAL_TIMEOUT_SECONDS, "no final receipt", every_seconds=5.0)
+    for sent in observed.finished:
+        if (bare := daemon.receipt(sent.ask.request_id)) is not None:
+            observed.bare_receipts[sent.ask.request_id] = bare
+
+
+def _wait_for_books(observed: Observed, daemon: LiveDaemon) -> None:
+    """Wait until the books are past the end of the load, so that unreported work has been booked."""
+    last_ns = max((receipt["last_token_ns"] for receipt in observed.receipts.values()), default=0)
+
+    def booked() -> bool:
+        page = daemon.page()
+        return page.total("jouled_books_watermark_timestamp_seconds", engine=ENGINE_NAME) * 1e9 > last_ns
+
+    wait_for(booked, 200, "the books never passed the end of the load", every_seconds=2.0)

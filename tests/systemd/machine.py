@@ -1,0 +1,162 @@
+"""A machine under a real systemd: an overlay of this one, booted by systemd-nspawn, thrown away afterwards."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.tools import run, tool
+
+SYSTEM_PYTHON = Path("/usr/bin/python3")
+BOOT_SECONDS = 40
+# Services of the host that have no business in a test.
+MASKED = ("prometheus.service", "prometheus-node-exporter.service", "ssh.service", "cron.service", "docker.service")
+MASKED_TIMERS = (
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "e2scrub_all.timer",
+    "fstrim.timer",
+    "dpkg-db-backup.timer",
+)
+
+
+class Machine:
+    """A booted machine. `root` is its file system as seen from outside."""
+
+    def __init__(self, root: Path, init_pid: int) -> None:
+        self.root = root
+        self._enter = ["nsenter", "-t", str(init_pid), "-m", "-u", "-i", "-n", "-p", "-C"]
+
+    def run(self, *command: str, timeout_seconds: float = 30) -> subprocess.CompletedProcess[str]:
+        """Run a command inside as root."""
+        return run([*self._enter, *command], timeout_seconds=timeout_seconds)
+
+    def checked(self, *command: str, timeout_seconds: float = 30) -> str:
+        """Output of a command that must succeed."""
+        done = self.run(*command, timeout_seconds=timeout_seconds)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}"
+        return done.stdout
+
+    def unit(self, name: str) -> str:
+        """A property of the service."""
+        return self.checked("systemctl", "show", "--value", "-p", name, "jouled.service").strip()
+
+    def wait_for(self, what: str, condition: Callable[[], bool], timeout_seconds: float = 20) -> None:
+        """Ask until it holds; on time-out the service's log is the message."""
+        deadline = time.monotonic() + timeout_seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                pytest.fail(f"{what} did not come about:\n{self.log()}")
+            time.sleep(0.1)
+
+    def log(self) -> str:
+        """The service's state and log."""
+        return self.run("journalctl", "--no-pager", "-n", "60", "-u", "jouled.service").stdout
+
+
+@contextlib.contextmanager
+def booted(folder: Path, prepare: Callable[[Path], None]) -> Iterator[Machine]:
+    """Boot an overlay of this machine after `prepare(root)`; skips where that cannot be done."""
+    _require_right_to_boot()
+    root = folder / "root"
+    with _overlay(folder, root):
+        _strip(root)
+        prepare(root)
+        with _container(folder, root) as init_pid:
+            yield Machine(root, init_pid)
+
+
+def install_python(root: Path, packages: Path) -> None:
+    """Make /opt/jouled, an environment of the system's Python with the unpacked wheel and the test's dependencies."""
+    home = root / "opt/jouled"
+    made = run([SYSTEM_PYTHON, "-m", "venv", "--without-pip", home])
+    assert made.returncode == 0, made.stdout
+    [site] = home.glob("lib/python3*/site-packages")
+    # Not -a: the folder of a test is closed to others, and the copy must not be.
+    copied = run(["cp", "-r", f"{packages}/.", site])
+    assert copied.returncode == 0, copied.stdout
+    (site / "dependencies.pth").write_text("/opt/jouled/dependencies\n")
+    (home / "dependencies").mkdir()
+    script = home / "bin/jouled"
+    script.write_text("#!/opt/jouled/bin/python3\nimport sys\nfrom jouled.app.cli import main\nsys.exit(main())\n")
+    script.chmod(0o755)
+
+
+def _require_right_to_boot() -> None:
+    tool("systemd-nspawn")
+    if os.geteuid() != 0:
+        pytest.skip("booting a machine needs root")
+    version = run([SYSTEM_PYTHON, "-c", "import sys; print(*sys.version_info[:2])"]).stdout.split()
+    if version != [str(part) for part in sys.version_info[:2]]:
+        # Homes are hidden from the service, so it cannot use an interpreter that lies in one.
+        pytest.skip(f"the service needs {SYSTEM_PYTHON} to be Python {sys.version_info[0]}.{sys.version_info[1]}")
+
+
+@contextlib.contextmanager
+def _overlay(folder: Path, root: Path) -> Iterator[None]:
+    upper, work = folder / "upper", folder / "work"
+    for path in (upper, work, root):
+        path.mkdir()
+    options = f"lowerdir=/,upperdir={upper},workdir={work}"
+    mounted = run(["mount", "-t", "overlay", "overlay", "-o", options, root])
+    if mounted.returncode != 0:
+        pytest.skip(f"no overlay can be mounted here: {mounted.stdout.strip()}")
+    try:
+        yield
+    finally:
+        unmounted = run(["umount", root])
+        assert unmounted.returncode == 0, unmounted.stdout
+
+
+def _strip(root: Path) -> None:
+    (root / "etc/machine-id").unlink(missing_ok=True)
+    (root / "etc/machine-id").touch()
+    (root / "etc/fstab").write_text("")
+    for unit in (*MASKED, *MASKED_TIMERS):
+        mask = root / "etc/systemd/system" / unit
+        mask.unlink(missing_ok=True)
+        mask.symlink_to("/dev/null")
+
+
+@contextlib.contextmanager
+def _container(folder: Path, root: Path) -> Iterator[int]:
+    """Boot; yields the pid of its first process once systemd inside says that it is up."""
+    dependencies = next(path for path in map(Path, sys.path) if path.name == "site-packages")
+    log = folder / "boot.log"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified, log.open("wb") as output:
+        notified.bind(str(folder / "notify"))
+        notified.settimeout(BOOT_SECONDS)
+        command = [
+            *("systemd-nspawn", f"--directory={root}", "--boot", "--notify-ready=yes", "--private-network"),
+            *("--register=no", "--keep-unit", f"--machine=jouled-{os.getpid()}"),
+            f"--bind-ro={dependencies}:/opt/jouled/dependencies",
+        ]
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, "NOTIFY_SOCKET": str(folder / "notify")},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            yield _first_process(notified, process, log)
+        finally:
+            process.terminate()
+            process.wait(timeout=BOOT_SECONDS)
+
+
+def _first_process(notified: socket.socket, process: subprocess.Popen[bytes], log: Path) -> int:
+    try:
+        while b"READY=1" not in notified.recv(4096).split(b"\n"):
+            pass
+    except TimeoutError:
+        pytest.fail(f"the machine did not boot:\n{log.read_text(errors='replace')}")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    # nspawn may keep a helper beside the machine's first process, which is the one named systemd.
+    [first] = [int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() == "systemd"]
+    return first
