@@ -132,8 +132,10 @@ class ReceivedRequest(Struct, frozen=True, kw_only=True):
 
 
 class Rejected(Struct, frozen=True):
-    """One record that was refused: where (`line 3`, `resourceSpans[0].scopeSpans[0].spans[2]`), a short reason for
-    the counter and a sentence for the sender.
+    """One record that was refused.
+
+    position: where (`line 3`, `resourceSpans[0].scopeSpans[0].spans[2]`); reason: short, for the counter; message: a
+    sentence for the sender.
     """
 
     position: str

@@ -32,7 +32,14 @@ class RealEngine:
         vllm = ENGINE_VENV / "bin" / "vllm"
         if not vllm.exists():
             raise FileNotFoundError(f"{vllm} is missing: run scripts/setup_real_engine.sh")
-        command = [vllm, "serve", ENGINE_VENV / "model", "--served-model-name", "tiny", "--enforce-eager"]
+        command: list[str | Path] = [
+            vllm,
+            "serve",
+            ENGINE_VENV / "model",
+            "--served-model-name",
+            "tiny",
+            "--enforce-eager",
+        ]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--otlp-traces-endpoint", self._traces_url]
         command += ["--max-model-len", str(MODEL_LENGTH_TOKENS), "--max-num-seqs", str(CONCURRENT_SEQUENCES)]
         with self.log.open("wb") as log:

@@ -22,6 +22,7 @@ def microjoules(joules: float) -> int:
 
 
 def group_of(observed: Observed) -> dict[str, Any]:
+    group: dict[str, Any]
     [group] = [group for group in observed.snapshot["groups"] if ENGINE_NAME in group["engines"]]
     return group
 

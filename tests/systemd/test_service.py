@@ -1,6 +1,5 @@
 """The real daemon in its real unit under a real systemd."""
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,21 +17,38 @@ startup = "require"
 idle_watts = 60
 max_watts = 250
 """
-# Reaches into the sandbox of the service as it starts, before the daemon itself.
-PROBE = (
-    "import ctypes, mmap, sqlite3, aiohttp, msgspec, pynvml; "
-    "ctypes.CDLL(None).getpid(); ctypes.CFUNCTYPE(ctypes.c_int)(int); print('probe: done')"
-)
-TEST_DROP_IN = f"""
+# Runs in the sandbox of the service before the daemon: foreign functions, and a RAPL counter that only root and the
+# group may read.
+PROBE = """
+import ctypes, time
+import pynvml
+from jouled_collectors.power.rapl import RaplCollector, RaplSettings
+
+class Clock:
+    now_ns = staticmethod(time.time_ns)
+
+assert ctypes.CDLL(None).getpid() > 1
+ctypes.CFUNCTYPE(ctypes.c_int)(int)
+source = RaplCollector().open(RaplSettings(sysfs_root="/opt/sys"), Clock())
+print("probe:", *[reading.device for reading in source.read()], flush=True)
+"""
+TEST_DROP_IN = """
 [Service]
 WatchdogSec=3
-ExecStartPre=/opt/jouled/bin/python3 -c "{PROBE}"
+ExecStartPre=/opt/jouled/bin/python3 /opt/probe.py
 """
 ASK = """
-import sys, urllib.request
-headers = dict(header.split("=", 1) for header in sys.argv[2:])
-print(urllib.request.urlopen(urllib.request.Request(sys.argv[1], headers=headers), timeout=10).read().decode())
+import sys, urllib.error, urllib.request
+url, body, *headers = sys.argv[1:]
+asked = urllib.request.Request(url, body.encode() or None, dict(header.split("=", 1) for header in headers))
+try:
+    print(urllib.request.urlopen(asked, timeout=10).read().decode())
+except urllib.error.HTTPError as error:
+    sys.exit(f"{error.code} {error.read().decode()}")
 """
+TOKEN = "correct-horse-battery-staple"
+ZONE = "/opt/sys/class/powercap/intel-rapl:0"
+DROP_INS = "etc/systemd/system/jouled.service.d"
 URL = "http://127.0.0.1:9966"
 
 
@@ -43,11 +59,21 @@ def machine(tmp_path_factory: pytest.TempPathFactory, installed_wheel: Path) -> 
         assert installed.returncode == 0, installed.stdout
         install_python(root, installed_wheel)
         (root / "etc/jouled/config.toml").write_text(CONFIGURATION)
-        add_drop_in(root, "test.conf", TEST_DROP_IN)
+        (root / "opt/probe.py").write_text(PROBE)
+        zone = root / ZONE.removeprefix("/")
+        zone.mkdir(parents=True)
+        for name, text in (("name", "package-0"), ("max_energy_range_uj", "262143328850"), ("energy_uj", "123456")):
+            (zone / name).write_text(f"{text}\n")
+        folder = root / DROP_INS
+        folder.mkdir()
+        (folder / "test.conf").write_text(TEST_DROP_IN)
 
     with booted(tmp_path_factory.mktemp("machine"), prepare) as machine:
         machine.checked("systemd-sysusers", "jouled.conf")
         machine.checked("systemd-tmpfiles", "--create", "jouled.conf")
+        # What the udev rule runs; a container has no udev.
+        machine.checked("chgrp", "jouled", f"{ZONE}/energy_uj")
+        machine.checked("chmod", "0440", f"{ZONE}/energy_uj")
         yield machine
 
 
@@ -59,14 +85,15 @@ def started(machine: Machine) -> Machine:
     return machine
 
 
-def add_drop_in(root: Path, name: str, text: str) -> None:
-    folder = root / "etc/systemd/system/jouled.service.d"
-    folder.mkdir(exist_ok=True)
-    (folder / name).write_text(text)
+def ask(machine: Machine, path: str) -> str:
+    return machine.checked("/opt/jouled/bin/python3", "-c", ASK, URL + path, "")
 
 
-def ask(machine: Machine, path: str, *headers: str) -> str:
-    return machine.checked("/opt/jouled/bin/python3", "-c", ASK, URL + path, *headers)
+def post_no_events(machine: Machine, *headers: str) -> tuple[int, str]:
+    """Exit status and answer of an empty list of requests."""
+    command = ("/opt/jouled/bin/python3", "-c", ASK, f"{URL}/api/v1/requests", "[]", "Content-Type=application/json")
+    done = machine.run(*command, *headers)
+    return done.returncode, done.stdout
 
 
 def energy_joules(machine: Machine) -> float:
@@ -84,7 +111,10 @@ def test_the_service_gets_ready_and_serves(started: Machine) -> None:
     assert started.unit("StatusText")
     ask(started, "/healthz")
     assert 'jouled_source_up{source="estimate"} 1' in ask(started, "/metrics")
-    assert "probe: done" in started.log()
+
+
+def test_the_sandbox_lets_the_collectors_work(started: Machine) -> None:
+    assert "probe: package-0" in started.log()
 
 
 def test_the_daemon_has_no_privilege(started: Machine) -> None:
@@ -134,19 +164,18 @@ def test_a_wrong_configuration_is_said_once_and_not_tried_again(machine: Machine
 def test_the_token_comes_from_systemd(machine: Machine) -> None:
     machine.run("systemctl", "stop", "jouled.service")
     secret = machine.root / "etc/jouled/secrets/token"
-    secret.write_text("correct-horse-battery-staple\n")
+    secret.write_text(f"{TOKEN}\n")
     secret.chmod(0o600)
-    folder = machine.root / "etc/systemd/system/jouled.service.d"
+    folder = machine.root / DROP_INS
     shutil.copy(REPOSITORY / "systemd/drop-ins/token.conf", folder)
     path = machine.root / "etc/jouled/config.toml"
     path.write_text(CONFIGURATION + '[serve]\ntoken_file = "/run/credentials/jouled.service/token"\n')
     try:
         machine.checked("systemctl", "daemon-reload")
         assert machine.run("systemctl", "start", "jouled.service").returncode == 0, machine.log()
-        denied = machine.run("/opt/jouled/bin/python3", "-c", ASK, f"{URL}/api/v1/snapshot")
-        assert "401" in denied.stdout
-        answer = ask(machine, "/api/v1/snapshot", "Authorization=Bearer correct-horse-battery-staple")
-        assert json.loads(answer)
+        status, answer = post_no_events(machine)
+        assert (status, answer[:3]) == (1, "401")
+        assert post_no_events(machine, f"Authorization=Bearer {TOKEN}")[0] == 0
     finally:
         (folder / "token.conf").unlink()
         path.write_text(CONFIGURATION)

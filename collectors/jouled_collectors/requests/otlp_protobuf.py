@@ -105,7 +105,7 @@ def _first_broken(message: bytes, number: int, kind: type[Message]) -> tuple[int
         length, position = _varint(message, position)
         if key >> 3 == number:
             embedded = message[position : position + length]
-            if not _decodes(embedded, kind):
+            if len(embedded) < length or not _decodes(embedded, kind):
                 return index, position, embedded
             index += 1
         position += length

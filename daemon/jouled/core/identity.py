@@ -58,20 +58,15 @@ def _last(seen: list[tuple[int, int]]) -> int:
 
 def unsound(event: RequestEvent, now_ns: int) -> str:
     """What is wrong with an event's own figures, in a word; empty if nothing is."""
-    if not event.id:
-        return "no_id"
-    if min(event.prompt_tokens, event.generation_tokens, event.cached_prompt_tokens or 0, event.preemptions) < 0:
-        return "negative_tokens"
-    if max(event.prompt_tokens, event.generation_tokens, event.cached_prompt_tokens or 0) > TOKENS_MAX:
-        return "absurd_tokens"
-    if event.last_token_ns < event.arrival_ns:
-        return "end_before_start"
-    if not event.arrival_ns <= event.first_token_ns <= event.last_token_ns:
-        return "first_token_outside"
-    if event.last_token_ns - event.arrival_ns > DURATION_MAX_NS:
-        return "absurd_duration"
-    if now_ns and event.last_token_ns > now_ns + FUTURE_MAX_NS:
-        return "in_the_future"
-    if event.arrival_ns < 0:
-        return "before_the_epoch"
-    return ""
+    tokens = (event.prompt_tokens, event.generation_tokens, event.cached_prompt_tokens or 0)
+    faults = {
+        "no_id": not event.id,
+        "negative_tokens": min(*tokens, event.preemptions) < 0,
+        "absurd_tokens": max(tokens) > TOKENS_MAX,
+        "before_the_epoch": event.arrival_ns < 0,
+        "end_before_start": event.last_token_ns < event.arrival_ns,
+        "first_token_outside": not event.arrival_ns <= event.first_token_ns <= event.last_token_ns,
+        "absurd_duration": event.last_token_ns - event.arrival_ns > DURATION_MAX_NS,
+        "in_the_future": bool(now_ns) and event.last_token_ns > now_ns + FUTURE_MAX_NS,
+    }
+    return next((word for word, found in faults.items() if found), "")

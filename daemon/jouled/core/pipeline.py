@@ -125,10 +125,7 @@ class Pipeline:
             meter.quality = reading.quality
             self._book_downtime(meter, reading)
             self._changed = self._changed or reading.quality is Quality.ESTIMATED
-        reason = meter.energy(reading)
-        if not reason and meter.last_raw_uj is not None:
-            self._device_raw[reading.device] = RawCounter(meter.last_raw_uj, reading.t_ns, meter.device.uuid)
-        return reason
+        return meter.energy(reading)
 
     def _book_downtime(self, meter: Meter, reading: EnergyReading) -> None:
         stored = self._device_raw.get(reading.device)
@@ -531,9 +528,16 @@ class Pipeline:
             histograms={"request_energy_joules": [((m,), h.view()) for m, h in self._account.request_energy.items()]},
             groups=group_books,
             open_by_engine=[opened for group, books in self._groups.items() for opened in _open_of(group, books)],
-            device_raw=dict(self._device_raw),
+            device_raw=self._device_raw | self._raw_counters(),
             engine_raw=dict(self._engine_raw),
         )
+
+    def _raw_counters(self) -> dict[str, RawCounter]:
+        return {
+            name: RawCounter(meter.last_raw_uj, meter.last_seen_ns, meter.device.uuid)
+            for name, meter in self._meters.items()
+            if meter.last_raw_uj is not None and meter.last_seen_ns is not None
+        }
 
     def _restore(self, books: Books) -> None:
         """Go on from committed books: what was open then has lost its requests and is unattributed."""

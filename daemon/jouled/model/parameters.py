@@ -65,4 +65,4 @@ class Parameters(Struct, frozen=True, kw_only=True):
     by_tenant: bool = False
     wait_seconds: float = 15.0
     horizon_min_seconds: float = 120.0
-    horizon_max_seconds: float = 900.0
+    horizon_max_seconds: float = 1800.0

@@ -55,8 +55,10 @@ class DeviceView(Struct, frozen=True, kw_only=True):
 
 
 class EngineView(Struct, frozen=True, kw_only=True):
-    """One engine now. `coverage`: tokens of request events over tokens of the engine's counter, over the last settled
-    windows; below 0.9 something samples or drops the events. Tokens per second are of the last 60 s.
+    """One engine now.
+
+    coverage: tokens of request events over tokens of the engine's counter, over the last settled ranges; below 0.9
+    something samples or drops the events. Tokens per second are of the last 60 s.
     """
 
     engine: Engine

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -10,6 +11,14 @@ from aiohttp.test_utils import TestServer
 
 from jouled.app.runtime import forward
 from jouled.app.runtime.forward import Body, Forwarder
+
+
+COUNTS: Counter[str] = Counter()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_counts() -> None:
+    COUNTS.clear()
 
 
 class Other:
@@ -31,7 +40,7 @@ async def forwarding(other: Other, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     application = web.Application()
     application.router.add_post("/v1/traces", other.take)
     async with TestServer(application) as server:
-        forwarder = Forwarder(str(server.make_url("/v1/traces")))
+        forwarder = Forwarder(str(server.make_url("/v1/traces")), COUNTS)
         task = asyncio.create_task(forwarder.run())
         try:
             yield forwarder
@@ -52,7 +61,7 @@ async def test_bodies_arrive_unchanged_and_in_order(monkeypatch: pytest.MonkeyPa
     async with forwarding(other, monkeypatch) as forwarder:
         forwarder.put(Body(b"\x1f\x8b-not-really-gzip", "application/x-protobuf", "identity"))
         forwarder.put(Body(b"{}", "application/json"))
-        await until(lambda: forwarder.counts["sent"] == 2)
+        await until(lambda: COUNTS["sent"] == 2)
     assert other.bodies == [
         (b"\x1f\x8b-not-really-gzip", "application/x-protobuf", "identity"),
         (b"{}", "application/json", ""),
@@ -63,7 +72,7 @@ async def test_unavailable_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> No
     other = Other(503, 429)
     async with forwarding(other, monkeypatch) as forwarder:
         forwarder.put(Body(b"{}", "application/json"))
-        await until(lambda: forwarder.counts["sent"] == 1)
+        await until(lambda: COUNTS["sent"] == 1)
     assert len(other.bodies) == 3
 
 
@@ -72,32 +81,32 @@ async def test_refused_body_is_dropped_and_counted(monkeypatch: pytest.MonkeyPat
     async with forwarding(other, monkeypatch) as forwarder:
         forwarder.put(Body(b"bad", "application/json"))
         forwarder.put(Body(b"good", "application/json"))
-        await until(lambda: forwarder.counts["sent"] == 1)
-        assert forwarder.counts["refused"] == 1
+        await until(lambda: COUNTS["sent"] == 1)
+        assert COUNTS["refused"] == 1
 
 
 def test_full_queue_drops_and_counts(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(forward, "MOST_BODIES", 2)
-    forwarder = Forwarder("http://127.0.0.1:1/v1/traces")
+    forwarder = Forwarder("http://127.0.0.1:1/v1/traces", COUNTS)
     for _ in range(8):
         forwarder.put(Body(b"{}", "application/json"))
-    assert forwarder.counts["full"] == 6
+    assert COUNTS["full"] == 6
     assert len(caplog.records) == 3
 
 
 def test_queue_is_bounded_in_bytes() -> None:
-    forwarder = Forwarder("http://127.0.0.1:1/v1/traces")
+    forwarder = Forwarder("http://127.0.0.1:1/v1/traces", COUNTS)
     for _ in range(5):
         forwarder.put(Body(b"x" * 8 * 1024 * 1024, "application/json"))
-    assert forwarder.counts["full"] == 1
+    assert COUNTS["full"] == 1
 
 
 async def test_unreachable_collector_is_given_up_in_the_end(
     monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
 ) -> None:
     monkeypatch.setattr(forward.Backoff, "next_seconds", lambda _self: 0.0)
-    forwarder = Forwarder(f"http://127.0.0.1:{unused_tcp_port}/v1/traces")
+    forwarder = Forwarder(f"http://127.0.0.1:{unused_tcp_port}/v1/traces", COUNTS)
     forwarder.put(Body(b"{}", "application/json"))
     task = asyncio.create_task(forwarder.run())
-    await until(lambda: forwarder.counts["unreachable"] == 1)
+    await until(lambda: COUNTS["unreachable"] == 1)
     task.cancel()

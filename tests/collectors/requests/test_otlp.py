@@ -376,6 +376,14 @@ def test_malformed_protobuf_tells_the_innermost_broken_message() -> None:
     assert name - 60 < int(byte.removeprefix("(byte ").removesuffix(")")) < name
 
 
+def test_a_body_cut_off_anywhere_is_malformed_with_the_way_to_the_cut() -> None:
+    whole = message(BODIES[8]).SerializeToString()
+    for length in range(3, len(whole)):
+        with pytest.raises(MalformedBodyError) as caught:
+            OTLP.decode(whole[:length], PROTOBUF)
+        assert caught.value.position.startswith("resourceSpans[0]")
+
+
 @pytest.mark.parametrize(
     "body", [b"<html>", b"\xff" * 100_000, b"\x0a\x80\x80\x80\x80\x10", b"\x12\x00" * 100_000 + b"\xff", b"{}"]
 )

@@ -1,6 +1,7 @@
 """The node: what devices draw, what their meters show, and the books of both engines."""
 
 import pytest
+
 from jouled.model.device import DeviceKind
 from jouled_collectors.twin.load import Load
 from jouled_collectors.twin.node import DRAM_RANGE_MICROJOULES, Meter, Node, maximum_rate
@@ -36,7 +37,9 @@ def test_books_close_to_the_rounding_of_each_request():
         assert abs(owned - view["measured_uj"]) <= 2 * (len(ended) + 10)
     gpus = sum(device["uj"] for device in truth["devices"].values() if device["kind"] == "gpu")
     assert abs(gpus - truth["total"]["measured_uj"]) <= 10
-    parts = [one["prefill_uj"] + one["decode_uj"] + one["resident_uj"] - one["uj"] for one in truth["requests"].values()]
+    parts = [
+        one["prefill_uj"] + one["decode_uj"] + one["resident_uj"] - one["uj"] for one in truth["requests"].values()
+    ]
     assert set(parts) == {0}
 
 
@@ -67,7 +70,7 @@ def test_the_same_seed_is_the_same_node_and_another_start_has_other_ids():
     assert [node.shown(name, node.now_ns) for name in node.devices] == [
         again.shown(name, again.now_ns) for name in again.devices
     ]
-    other, ended_other = lived(20, seed=2)
+    _, ended_other = lived(20, seed=2)
     assert [truth.request.arrival.prompt_tokens for truth in ended_other[:9]] != [
         truth.request.arrival.prompt_tokens for truth in ended[:9]
     ]

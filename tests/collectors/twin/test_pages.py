@@ -1,22 +1,53 @@
 """An engine's page against what a real vLLM prints."""
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
 from jouled_collectors.twin.load import Load
 from jouled_collectors.twin.node import Node
 from jouled_collectors.twin.pages import EnginePage
-from prometheus_client.parser import text_string_to_metric_families
 
-FAMILIES_OF_VLLM = """
-cache_config_info e2e_request_latency_seconds engine_sleep_state estimated_flops_per_gpu estimated_read_bytes_per_gpu
-estimated_write_bytes_per_gpu external_prefix_cache_hits external_prefix_cache_queries generation_tokens
-inter_token_latency_seconds iteration_tokens_total kv_cache_usage_perc mm_cache_hits mm_cache_queries num_preemptions
-num_requests_running num_requests_waiting num_requests_waiting_by_reason prefix_cache_hits prefix_cache_queries
-prompt_tokens prompt_tokens_by_source prompt_tokens_cached prompt_tokens_cached_by_source admission_rejections
-request_decode_time_seconds request_generation_tokens request_inference_time_seconds request_max_num_generation_tokens
-request_num_preemptions request_params_max_tokens request_params_n request_prefill_kv_computed_tokens
-request_prefill_time_seconds request_prompt_tokens request_queue_time_seconds request_success
-request_time_per_output_token_seconds time_to_first_token_seconds
-""".split()
+FAMILIES_OF_VLLM = (
+    "cache_config_info",
+    "e2e_request_latency_seconds",
+    "engine_sleep_state",
+    "estimated_flops_per_gpu",
+    "estimated_read_bytes_per_gpu",
+    "estimated_write_bytes_per_gpu",
+    "external_prefix_cache_hits",
+    "external_prefix_cache_queries",
+    "generation_tokens",
+    "inter_token_latency_seconds",
+    "iteration_tokens_total",
+    "kv_cache_usage_perc",
+    "mm_cache_hits",
+    "mm_cache_queries",
+    "num_preemptions",
+    "num_requests_running",
+    "num_requests_waiting",
+    "num_requests_waiting_by_reason",
+    "prefix_cache_hits",
+    "prefix_cache_queries",
+    "prompt_tokens",
+    "prompt_tokens_by_source",
+    "prompt_tokens_cached",
+    "prompt_tokens_cached_by_source",
+    "admission_rejections",
+    "request_decode_time_seconds",
+    "request_generation_tokens",
+    "request_inference_time_seconds",
+    "request_max_num_generation_tokens",
+    "request_num_preemptions",
+    "request_params_max_tokens",
+    "request_params_n",
+    "request_prefill_kv_computed_tokens",
+    "request_prefill_time_seconds",
+    "request_prompt_tokens",
+    "request_queue_time_seconds",
+    "request_success",
+    "request_time_per_output_token_seconds",
+    "time_to_first_token_seconds",
+)
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 
 
@@ -65,7 +96,9 @@ def test_its_figures_are_the_engines(engine, families):
     assert computed == tallies.prompt_tokens
 
 
-@pytest.mark.parametrize("name", ["time_to_first_token_seconds", "inter_token_latency_seconds", "request_prompt_tokens"])
+@pytest.mark.parametrize(
+    "name", ["time_to_first_token_seconds", "inter_token_latency_seconds", "request_prompt_tokens"]
+)
 def test_histograms_are_cumulative_and_end_in_their_count(families, name):
     samples = families[f"vllm:{name}"].samples
     buckets = [s.value for s in samples if s.name.endswith("_bucket")]

@@ -3,6 +3,7 @@
 from itertools import count
 
 import pytest
+
 from jouled_collectors.twin.load import Arrival, Lengths, Load, arrivals
 from jouled_collectors.twin.physics import LLAMA_8B, ONE_GPU, seeded, shared_joules
 from jouled_collectors.twin.scheduler import EngineSimulation, EngineSpec, Track

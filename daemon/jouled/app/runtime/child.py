@@ -26,7 +26,7 @@ LENGTH_BYTES = 4
 """Bytes of the length in front of each frame."""
 
 NEEDS_NEW_PROCESS = 3
-"""Exit code after a fatal error, which the child has reported itself."""
+"""Exit code after a fatal error, and where the node does not have the source; the child has reported that itself."""
 
 _DAEMON_GONE = 0
 
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError:
             os._exit(_DAEMON_GONE)
 
-    sample(collector, settings, BootClock(assignment.clock_offset_ns), emit, stop)
+    sample(collector, settings, BootClock(assignment.clock_offset_ns), emit, stop, ends_if_absent=True)
     return 0 if stop.is_set() else NEEDS_NEW_PROCESS
 
 

@@ -53,7 +53,9 @@ class ChildSupervisor:
         self._hung_seconds = hung_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._released_until = 0.0
-        self._backoff = Backoff(1.0, 30.0)
+        self._is_absent = False
+        self._broken = Backoff(1.0, 30.0)
+        self._missing = Backoff(60.0, 300.0)
         self._decoder = msgspec.msgpack.Decoder(Batch)
 
     async def run(self) -> None:
@@ -66,7 +68,7 @@ class ChildSupervisor:
             if error is not None:
                 _log.warning("source %s: %s", self.name, error)
                 self._report(error.state, error.reason, str(error))
-            await asyncio.sleep(self._backoff.next_seconds())
+            await asyncio.sleep((self._missing if self._is_absent else self._broken).next_seconds())
 
     async def release(self, seconds: float) -> bool:
         """Let go of the device: the child is gone when this returns, and comes back after so many seconds."""
@@ -83,7 +85,10 @@ class ChildSupervisor:
 
     async def _life_of_a_child(self) -> SourceError | None:
         """Start a child and take what it says until it ends. Returns why, unless it has told that itself."""
-        process, pipe = self._spawn()
+        try:
+            process, pipe = self._spawn()
+        except OSError as refused:
+            return SourceError(SourceState.DOWN, "no_process", f"no process for it: {refused.strerror or refused}")
         self._process, self.pid = process, process.pid
         reader, writer = await asyncio.open_connection(sock=pipe, limit=_LARGEST_FRAME_BYTES)
         try:
@@ -123,8 +128,7 @@ class ChildSupervisor:
                     if length > _LARGEST_FRAME_BYTES:
                         return SourceError(SourceState.DOWN, "garbage", f"its process sent a frame of {length} bytes")
                     batch = self._decoder.decode(await reader.readexactly(length))
-                if batch.readings:
-                    self._backoff.reset()
+                self._judge(batch)
                 self._deliver(batch)
         except TimeoutError:
             message = f"its process said nothing for {self._hung_seconds:g} s and was ended"
@@ -133,6 +137,13 @@ class ChildSupervisor:
             return SourceError(SourceState.DOWN, "garbage", f"its process sent what cannot be read: {error}")
         except (OSError, EOFError):
             return None
+
+    def _judge(self, batch: Batch) -> None:
+        if batch.reports:
+            self._is_absent = batch.reports[-1].state is SourceState.ABSENT
+        if batch.readings:
+            self._broken.reset()
+            self._missing.reset()
 
     def _report(self, state: SourceState, reason: str, message: str) -> None:
         report = SourceReport(source=self.name, state=state, reason=reason, message=message, t_ns=self._clock.now_ns())

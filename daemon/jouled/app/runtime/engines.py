@@ -60,6 +60,12 @@ class EnginePoller:
                 now_ns = self._clock.now_ns()
                 await asyncio.sleep(seconds(self._interval_ns - now_ns % self._interval_ns))
 
+    def moved_to(self, pid: int | None) -> None:
+        """The engine runs in another process now."""
+        self._version_is_due = True
+        self.engine = replace(self.engine, pid=pid)
+        self._feed(self.engine)
+
     async def _poll(self) -> None:
         begun_ns = self._clock.now_ns()
         body = await fetch(self._session, self._address + self._collector.page_path)

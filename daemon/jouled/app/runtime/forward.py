@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import deque
+from collections.abc import MutableMapping
 from http import HTTPStatus
 
 import aiohttp
@@ -39,10 +40,10 @@ class Body(Struct, frozen=True):
 
 
 class Forwarder:
-    """A bounded queue towards one URL. `counts` has the bodies by result: sent, full, refused, unreachable."""
+    """A bounded queue towards one URL. `counts` takes the bodies by result: sent, full, refused, unreachable."""
 
-    def __init__(self, url: str) -> None:
-        self.counts: Counter[str] = Counter()
+    def __init__(self, url: str, counts: MutableMapping[str, int]) -> None:
+        self._counts = counts
         self._url = url
         self._queue: deque[Body] = deque()
         self._queued_bytes = 0
@@ -78,7 +79,7 @@ class Forwarder:
         self._queue.popleft()
         self._queued_bytes -= len(body.content)
         if result == "sent":
-            self.counts["sent"] += 1
+            self._count("sent")
         else:
             self._drop(result)
 
@@ -96,7 +97,10 @@ class Forwarder:
             return "unreachable"
 
     def _drop(self, reason: str) -> None:
-        self.counts[reason] += 1
-        dropped = self.counts[reason]
+        dropped = self._count(reason)
         if dropped & (dropped - 1) == 0:  # the 1st, 2nd, 4th, 8th …: a collector that stays away floods no journal
             _log.warning("%d trace bodies were not forwarded to %s: %s", dropped, self._url, reason)
+
+    def _count(self, result: str) -> int:
+        self._counts[result] = self._counts.get(result, 0) + 1
+        return self._counts[result]

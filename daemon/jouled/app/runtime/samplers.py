@@ -23,10 +23,19 @@ _SHORTEST_INTERVAL_NS = 1_000_000
 _log = logging.getLogger(__name__)
 
 
-def sample(collector: PowerCollector, settings: PowerSettings, clock: Clock, emit: Emit, stop: threading.Event) -> None:
+def sample(
+    collector: PowerCollector,
+    settings: PowerSettings,
+    clock: Clock,
+    emit: Emit,
+    stop: threading.Event,
+    *,
+    ends_if_absent: bool = False,
+) -> None:
     """Open the source, read it on schedule, and open it again after an error, until `stop` is set.
 
-    Returns early only after a fatal `SourceError`: the source then needs a new process.
+    Returns early after a fatal `SourceError`, for the source then needs a new process, and on request where the node
+    does not have the source at all.
     """
     outbox = _Outbox(collector.name, clock, emit, stop)
     broken = Backoff(1.0, 30.0)
@@ -39,7 +48,7 @@ def sample(collector: PowerCollector, settings: PowerSettings, clock: Clock, emi
             broken.reset()
             missing.reset()
         outbox.fail(error)
-        if error.fatal:
+        if error.fatal or (ends_if_absent and error.state is SourceState.ABSENT):
             break
         backoff = missing if error.state in {SourceState.ABSENT, SourceState.DENIED} else broken
         outbox.wait_until(clock.now_ns() + nanoseconds(backoff.next_seconds()))

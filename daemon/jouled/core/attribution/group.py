@@ -227,8 +227,8 @@ class DeviceGroup:
                 bookings.append(self._book(name, Owner.IDLE, split.idle))
             if unexplained:
                 bookings.append(self._book(name, Owner.UNATTRIBUTED, unexplained))
-            for request in sorted(requests, key=lambda r: order_of(r.event)):
-                finals.append(self._finalise(book, request, bookings))
+            ordered = sorted(requests, key=lambda request: order_of(request.event))
+            finals.extend(self._finalise(book, request, bookings) for request in ordered)
 
     def _split(self, rows: list[Row], energy: dict[str, int], idle_per_cell: dict[str, float]) -> list[Split]:
         """Each engine's share of the cell: alone on a device it gets all of it; sharers by residency and work."""

@@ -66,9 +66,11 @@ class CounterTrack:
         if self._last is None:
             self._last = (t_ns, raw_uj)
             return Step.FIRST, 0
-        last_ns, last_uj = self._last
-        if t_ns <= last_ns:
+        if t_ns <= self._last[0]:
             return Step.OUT_OF_ORDER, 0
+        return self._compare(t_ns, raw_uj, *self._last)
+
+    def _compare(self, t_ns: int, raw_uj: int, last_ns: int, last_uj: int) -> tuple[Step, int]:
         delta = raw_uj - last_uj
         if delta < 0:
             return self._decrease(t_ns, raw_uj, delta)

@@ -16,8 +16,9 @@ class Meter:
     """Follows one device.
 
     `measured_uj`: all energy it told of in this run. `downtime_uj`: what it used before, while the daemon was away;
-    `take_downtime` hands it out. `take_late`: what came after its cells had been closed without it. Only readings at which a counter moved become knots (attribution.md section 3):
-    a stale counter read again says nothing about when the energy was used.
+    `take_downtime` hands it out. `take_late`: what came after its cells had been closed without it. Only readings at
+    which a counter moved become knots (attribution.md section 3): a stale counter read again says nothing about when
+    the energy was used.
     """
 
     def __init__(self, device: Device) -> None:

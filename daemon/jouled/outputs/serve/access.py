@@ -42,12 +42,11 @@ async def access(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def caller_of(request: web.Request) -> Caller:
-    """Where the request comes from; an unknown transport counts as elsewhere."""
+    """Where the request comes from; one that has gone counts as elsewhere."""
     transport = request.transport
-    connection = transport.get_extra_info("socket") if transport is not None else None
-    if connection is None:
+    if transport is None:
         return Caller.ELSEWHERE
-    if connection.family == socket.AF_UNIX:
+    if transport.get_extra_info("socket").family == socket.AF_UNIX:
         return Caller.UNIX
     return Caller.LOOPBACK if is_loopback(transport.get_extra_info("peername")[0]) else Caller.ELSEWHERE
 

@@ -45,7 +45,7 @@ def ingest_handler(door: Door, ingest: HttpIngest) -> Handler:
     return handle
 
 
-def _decode(ingest: HttpIngest, raw: bytes, zipped: bool, content_type: str) -> Received:  # noqa: FBT001 - private
+def _decode(ingest: HttpIngest, raw: bytes, zipped: bool, content_type: str) -> Received:
     body = inflate(raw) if zipped else raw
     try:
         return ingest.decode(body, content_type)

@@ -49,10 +49,13 @@ class Running:
 
     port: int
     _runner: web.AppRunner
+    _unix_socket: Path | None
 
     async def close(self) -> None:
         """Stop listening, give answers under way two seconds, and remove the Unix socket."""
         await self._runner.cleanup()
+        if self._unix_socket is not None:
+            self._unix_socket.unlink(missing_ok=True)
 
 
 def build_app(door: Door) -> web.Application:
@@ -108,11 +111,12 @@ async def start(app: web.Application, *, listen: str, unix_socket: Path | None) 
     try:
         await _listen_tcp(runner, host, port)
         if unix_socket is not None:
-            await _listen_unix(runner, unix_socket)
+            await web.SockSite(runner, _bind_unix(unix_socket)).start()
     except BaseException:
         await runner.cleanup()
         raise
-    return Running(next(address[1] for address in runner.addresses if isinstance(address, tuple)), runner)
+    port = next(address[1] for address in runner.addresses if isinstance(address, tuple))
+    return Running(port, runner, unix_socket)
 
 
 def parse_listen(listen: str) -> tuple[str, int]:
@@ -143,19 +147,24 @@ async def _listen_tcp(runner: web.AppRunner, host: str, port: int) -> None:
         ) from error
 
 
-async def _listen_unix(runner: web.AppRunner, path: Path) -> None:
+def _bind_unix(path: Path) -> socket.socket:
+    """A bound Unix socket in the place of what a crash may have left there."""
     if _is_answered(path):
         raise JouledError(
             f"another jouled listens on {path}", mend="Stop it, or choose another directory with --state DIR"
         )
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        await web.UnixSite(runner, str(path)).start()
+        path.unlink(missing_ok=True)
+        bound.bind(str(path))
         path.chmod(_SOCKET_MODE)
     except OSError as error:
+        bound.close()
         raise JouledError(
             f"the Unix socket {path} cannot be made: {error.strerror or error}",
             mend="Set RUNTIME_DIRECTORY to a short path that this user may write to",
         ) from error
+    return bound
 
 
 def _is_answered(path: Path) -> bool:
@@ -166,7 +175,7 @@ def _is_answered(path: Path) -> bool:
     return False
 
 
-def _state(good: bool, sentence: str) -> web.Response:  # noqa: FBT001 - private
+def _state(good: bool, sentence: str) -> web.Response:
     status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
     return web.Response(text=f"{sentence}\n", status=status)
 

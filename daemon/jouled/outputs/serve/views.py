@@ -9,6 +9,12 @@ from msgspec.structs import asdict, replace
 from jouled.model.snapshot import DeviceView, EngineView, GroupBook, Owner, Snapshot
 from jouled.outputs.metrics.exposition import without_credentials
 
+_VERDICT_COUNTERS = {
+    "slo_requests_total": "requests",
+    "slo_tokens_total": "tokens",
+    "slo_energy_joules_total": "uj",
+}
+
 
 def snapshot_view(snapshot: Snapshot, extra: Mapping[str, Any]) -> dict[str, Any]:
     """The object of `GET /api/v1/snapshot`; `balance_uj` is what the books are out by, which must be 0."""
@@ -36,7 +42,7 @@ def snapshot_view(snapshot: Snapshot, extra: Mapping[str, Any]) -> dict[str, Any
 
 
 def _balance(book: GroupBook) -> int:
-    owned = sum(getattr(book, f"{owner}_uj") for owner in Owner)
+    owned: int = sum(getattr(book, f"{owner}_uj") for owner in Owner)
     return book.measured_uj - owned - book.open_uj
 
 
@@ -56,7 +62,7 @@ def _owners(snapshot: Snapshot) -> list[dict[str, Any]]:
 def _slos(snapshot: Snapshot) -> list[dict[str, Any]]:
     """By SLO, over all engines: requests, tokens and energy by verdict, and good tokens per joule by boundary."""
     rows: dict[str, dict[str, Any]] = {}
-    for counter, suffix in (("slo_requests_total", "requests"), ("slo_tokens_total", "tokens"), ("slo_energy_joules_total", "uj")):  # fmt: skip
+    for counter, suffix in _VERDICT_COUNTERS.items():
         for (slo, _, _, verdict), value in snapshot.counters.get(counter, {}).items():
             row = rows.setdefault(slo, {"slo": slo, "good_tokens_per_joule": {}})
             key = f"{verdict}_{suffix}"

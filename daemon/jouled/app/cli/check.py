@@ -1,0 +1,121 @@
+"""`jouled check`: sources, permissions and engines: what works, what does not, and what mends it."""
+
+import argparse
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+
+from msgspec import Struct
+
+from jouled.api import EngineCollector
+from jouled.app.cli.console import config_argument, loaded, say, seconds, tell
+from jouled.app.config.faults import nearest
+from jouled.app.config.types import Config, EngineConfig
+from jouled.app.runtime.discovery import discover_engines
+from jouled.app.runtime.plugins import Plugins, load_plugins
+from jouled.app.runtime.probe import TIMEOUT_SECONDS, Probe, probe_all
+from jouled.model.errors import SourceError, SourceState
+from jouled.model.units import joules
+
+NAME = "check"
+SUMMARY = "what works on this node, what does not, and what mends it"
+
+MILLISECONDS = 1000.0
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    config_argument(parser)
+    parser.add_argument(
+        "--timeout", type=seconds, default=TIMEOUT_SECONDS, metavar="TIME", help="for each source (default 10s)"
+    )
+
+
+class EngineLook(Struct, frozen=True, kw_only=True):
+    """What one look at an engine found. `missing`: what its page does not tell."""
+
+    name: str
+    url: str
+    works: bool
+    message: str
+    missing: tuple[str, ...] = ()
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Look at everything once; 0 if all of it works."""
+    config = loaded(arguments)
+    plugins = load_plugins()
+    for refused in plugins.refused:
+        tell(f"jouled: {refused}")
+    probes = _power(config, plugins, str(arguments.config or "configuration"), arguments.timeout)
+    found = discover_engines(plugins.engines) if not config.engines else None
+    engines = asyncio.run(_look_at(found.engines if found else config.engines, plugins.engines))
+    notes = found.notes if found else ()
+    for line in [*_power_lines(probes), "", *_engine_lines(engines), *(f"  note   {note}" for note in notes)]:
+        say(line)
+    return 0 if _all_good(probes, engines, configured=bool(config.power)) else 1
+
+
+def _power(config: Config, plugins: Plugins, origin: str, timeout_seconds: float) -> list[Probe]:
+    settings = plugins.power_settings(config.power, origin) if config.power else plugins.discoverable()
+    return probe_all(plugins.power, settings, timeout_seconds)
+
+
+async def _look_at(engines: Sequence[EngineConfig], collectors: Mapping[str, EngineCollector]) -> list[EngineLook]:
+    return await asyncio.gather(*(_look(engine, collectors) for engine in engines))
+
+
+async def _look(engine: EngineConfig, collectors: Mapping[str, EngineCollector]) -> EngineLook:
+    from jouled.app.runtime.pages import fetch, open_session
+
+    def told(message: str, *, works: bool = False, missing: tuple[str, ...] = ()) -> EngineLook:
+        return EngineLook(name=engine.name, url=engine.url, works=works, message=message, missing=missing)
+
+    if not engine.url:
+        return told("no page to read, request events only", works=True)
+    collector = collectors.get(engine.type)
+    if collector is None:
+        return told(f"no engine collector is called `{engine.type}`. {nearest(engine.type, collectors)}")
+    try:
+        async with open_session() as session:
+            page = collector.page(await fetch(session, engine.url.rstrip("/") + collector.page_path))
+    except (SourceError, ValueError) as error:
+        return told(str(error))
+    missing = tuple(name for name in page.__struct_fields__ if getattr(page, name) in {None, ""})
+    return told(engine.model or page.model or "model not told", works=True, missing=missing)
+
+
+def _all_good(probes: Sequence[Probe], engines: Sequence[EngineLook], *, configured: bool) -> bool:
+    # What nobody asked for may be absent; what is there and refuses needs mending.
+    accepted = {SourceState.OK} if configured else {SourceState.OK, SourceState.ABSENT}
+    return (
+        any(probe.state is SourceState.OK for probe in probes)
+        and all(probe.state in accepted for probe in probes)
+        and all(engine.works for engine in engines)
+    )
+
+
+def _power_lines(probes: Sequence[Probe]) -> Iterator[str]:
+    yield "Power sources"
+    for probe in probes:
+        read = f"{probe.read_seconds * MILLISECONDS:.2f} ms a read" if probe.read_seconds is not None else ""
+        count = f"{len(probe.devices)} device{'' if len(probe.devices) == 1 else 's'}" if probe.devices else ""
+        yield f"  {probe.source:<12} {probe.state.value:<9} " + ", ".join(
+            part for part in (count, read, probe.message) if part
+        )
+        if probe.mend:
+            yield f"  {'':<12} {'mend':<9} {probe.mend}"
+        values = {reading.device: f"{joules(reading.microjoules):.3f} J" for reading in probe.energies}
+        values |= {reading.device: f"{reading.watts:.1f} W" for reading in probe.powers}
+        for device in probe.devices:
+            value = values.get(device.name, "no value yet")
+            yield f"    {device.name:<20} {device.kind.value:<12} {device.quality.value:<10} {value}"
+
+
+def _engine_lines(engines: Sequence[EngineLook]) -> Iterator[str]:
+    yield "Engines"
+    if not engines:
+        yield "  none found; name them in [[engines]] if there are any"
+    for engine in engines:
+        yield f"  {engine.name:<20} {'ok' if engine.works else 'down':<5} {engine.url:<28} {engine.message}"
+        if engine.missing:
+            yield f"  {'':<20} {'':<5} its page does not tell: {', '.join(engine.missing)}"

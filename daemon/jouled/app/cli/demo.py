@@ -1,0 +1,22 @@
+"""`jouled demo`: the daemon on the twin of an 8-GPU node."""
+
+import argparse
+
+from jouled.app.cli.console import listen_argument, state_argument
+from jouled.app.config.options import RunOptions
+
+NAME = "demo"
+SUMMARY = "start or re-attach to the twin of an 8-GPU node and run the daemon on it, graded against the truth"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    listen_argument(parser)
+    state_argument(parser)
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run until told to stop."""
+    from jouled.app.runtime.demo import run
+
+    return run(RunOptions(listen=arguments.listen, state=arguments.state, demo=True))

@@ -1,0 +1,27 @@
+"""`jouled release`: let go of the GPUs for a while."""
+
+import argparse
+import os
+
+from jouled.app.cli.console import config_argument, loaded, seconds, state_argument
+from jouled.app.config.options import RunOptions, paths
+
+NAME = "release"
+SUMMARY = "make the running daemon let go of the GPUs, so that they can be reset or their driver unloaded"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "--for", dest="seconds", type=seconds, default=600.0, metavar="TIME", help="how long, as 90s, 10m, 2h (10m)"
+    )
+    config_argument(parser)
+    state_argument(parser)
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Ask the daemon behind the Unix socket."""
+    from jouled.app.runtime.release import release
+
+    found = paths(RunOptions(state=arguments.state), loaded(arguments), os.environ)
+    return release(found.socket, arguments.seconds)

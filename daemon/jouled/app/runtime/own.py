@@ -1,0 +1,79 @@
+"""What the daemon counts of itself beside the core: reads of its samplers, refusals of its receivers, forwarding."""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from jouled.app.runtime.batch import Batch
+from jouled.model.snapshot import Histogram, Snapshot
+
+_READ_BOUNDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_LATENESS_BOUNDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
+
+class Distribution(Struct, kw_only=True):
+    """A histogram being filled: `counts[i]` of the values in bucket i alone, the last one beyond all bounds."""
+
+    bounds: tuple[float, ...]
+    counts: list[int]
+    sum: float = 0.0
+
+    @classmethod
+    def empty(cls, bounds: tuple[float, ...]) -> "Distribution":
+        """Without values."""
+        return cls(bounds=bounds, counts=[0] * (len(bounds) + 1))
+
+    def add(self, values: Iterable[float]) -> None:
+        """Observe values."""
+        for value in values:
+            self.counts[bisect_left(self.bounds, value)] += 1
+            self.sum += value
+
+    def view(self) -> Histogram:
+        """As the snapshot has it: cumulative."""
+        running = 0
+        cumulative = []
+        for count in self.counts:
+            running += count
+            cumulative.append(running)
+        return Histogram(bounds=self.bounds, counts=tuple(cumulative), sum=self.sum)
+
+
+class OwnCounts(Struct, kw_only=True):
+    """Committed together with the books, so that these counters go on after a restart too."""
+
+    read_seconds: Distribution
+    lateness_seconds: Distribution
+    rejected: dict[str, int] = {}
+    forwarded: dict[str, int] = {}
+
+    @classmethod
+    def empty(cls) -> "OwnCounts":
+        """Nothing counted yet."""
+        return cls(read_seconds=Distribution.empty(_READ_BOUNDS), lateness_seconds=Distribution.empty(_LATENESS_BOUNDS))
+
+    def reads(self, batch: Batch) -> None:
+        """Take the read times of a batch."""
+        self.read_seconds.add(batch.read_seconds)
+        self.lateness_seconds.add(batch.lateness_seconds)
+
+    def reject(self, reason: str) -> None:
+        """A record was refused before it reached the core."""
+        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+
+    def added_to(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot with these counts in it."""
+        rejected = Counter(dict(snapshot.counters.get("rejected_events_total", {})))
+        rejected.update({(reason,): count for reason, count in self.rejected.items()})
+        counters = {**snapshot.counters, "rejected_events_total": rejected}
+        if self.forwarded:
+            counters["forwarded_bodies_total"] = {(result,): count for result, count in self.forwarded.items()}
+        histograms = {
+            **snapshot.histograms,
+            "source_read_duration_seconds": {(): self.read_seconds.view()},
+            "sample_lateness_seconds": {(): self.lateness_seconds.view()},
+        }
+        return replace(snapshot, counters=counters, histograms=histograms)

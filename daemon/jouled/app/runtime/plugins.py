@@ -1,0 +1,127 @@
+"""Collectors and receivers by entry point. A broken one is told and left out; it never stops the start."""
+
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from jouled.api import API_VERSION, EngineCollector, HttpIngest, PowerCollector, PowerSettings
+from jouled.app.config.faults import nearest
+from jouled.app.config.load import settings_for
+from jouled.model.errors import ConfigurationError
+
+POWER, ENGINES, REQUESTS = "jouled.power", "jouled.engines", "jouled.requests"
+
+_OWN_PACKAGE = "jouled"
+_NEEDED = {
+    POWER: ("isolation", "settings_type", "open"),
+    ENGINES: (
+        "page_path", "version_path", "default_port", "semantics", "recognises", "port", "page", "version",
+    ),
+    REQUESTS: ("path", "content_types", "decode", "respond"),
+}  # fmt: skip
+
+
+class RefusedPlugin(Struct, frozen=True):
+    """A plug-in that cannot be used: its entry-point group and name, the package it came with, and why."""
+
+    group: str
+    name: str
+    package: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the plug-in `{self.name}` ({self.group}) of package {self.package} is left out: {self.reason}"
+
+
+class Plugins(Struct, frozen=True, kw_only=True):
+    """Everything that is installed, by name."""
+
+    power: Mapping[str, PowerCollector] = {}
+    engines: Mapping[str, EngineCollector] = {}
+    requests: Mapping[str, HttpIngest] = {}
+    refused: tuple[RefusedPlugin, ...] = ()
+
+    def power_settings(
+        self, tables: Mapping[str, Mapping[str, Any]], origin: str = "configuration"
+    ) -> dict[str, PowerSettings]:
+        """The settings of every collector that has a `[power.<name>]` table; `origin` is the file.
+
+        Raises `ConfigurationError` for a collector that does not exist. One that is broken is left out: it is told
+        already.
+        """
+        broken = {plugin.name for plugin in self.refused if plugin.group == POWER}
+        settings = {}
+        for name, table in tables.items():
+            if name in self.power:
+                settings[name] = settings_for(self.power[name], table, origin)
+            elif name not in broken:
+                raise ConfigurationError(
+                    f"{origin}: $.power.{name}: no power collector is called `{name}`", mend=nearest(name, self.power)
+                )
+        return settings
+
+    def discoverable(self) -> dict[str, PowerSettings]:
+        """The power collectors that can look for devices without being configured, with default settings."""
+        found = {}
+        for name, collector in self.power.items():
+            try:
+                found[name] = msgspec.convert({}, collector.settings_type)
+            except msgspec.ValidationError:
+                continue  # it needs to be told where its meter is
+        return found
+
+
+def load_plugins(find: Callable[..., Iterable[metadata.EntryPoint]] = metadata.entry_points) -> Plugins:
+    """Load whatever is installed; `find` gives the entry points of a group."""
+    loaded: dict[str, dict[str, Any]] = {}
+    refused: list[RefusedPlugin] = []
+    for group in _NEEDED:
+        loaded[group] = {}
+        for entry in sorted(find(group=group), key=_own_first):
+            try:
+                loaded[group][entry.name] = _load(entry, loaded[group])
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - foreign code at import may do anything
+                reason = str(error) if isinstance(error, _UnfitError) else f"{type(error).__name__}: {error}"
+                refused.append(RefusedPlugin(group, entry.name, _package(entry), reason))
+    return Plugins(
+        power=loaded[POWER], engines=loaded[ENGINES], requests=loaded[REQUESTS], refused=tuple(refused)
+    )  # fmt: skip
+
+
+class _UnfitError(Exception):
+    pass
+
+
+def _load(entry: metadata.EntryPoint, taken: Mapping[str, Any]) -> Any:
+    if entry.name in taken:
+        raise _UnfitError("another package offers the same name")
+    plugin = entry.load()()
+    version = getattr(plugin, "api_version", API_VERSION)
+    if version != API_VERSION:
+        raise _UnfitError(f"it is made for version {version} of the interface, this is version {API_VERSION}")
+    missing = [name for name in ("name", *_NEEDED[entry.group]) if not hasattr(plugin, name)]
+    if missing:
+        raise _UnfitError(f"it lacks {', '.join(missing)}")
+    if plugin.name != entry.name:
+        raise _UnfitError(f"it calls itself `{plugin.name}`")
+    if entry.group == POWER:
+        _check_power(plugin)
+    return plugin
+
+
+def _check_power(plugin: Any) -> None:
+    if not (isinstance(plugin.settings_type, type) and issubclass(plugin.settings_type, PowerSettings)):
+        raise _UnfitError("its settings_type is no PowerSettings")
+    if plugin.isolation not in {"thread", "process"}:
+        raise _UnfitError(f"its isolation is {plugin.isolation!r}, neither thread nor process")
+
+
+def _package(entry: metadata.EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "unknown"
+
+
+def _own_first(entry: metadata.EntryPoint) -> tuple[bool, str, str]:
+    return _package(entry) != _OWN_PACKAGE, _package(entry), entry.name

@@ -1,0 +1,150 @@
+"""One look at a power source from a process of its own: `python -m jouled.app.runtime.probe NAME`.
+
+Whatever the source does there (hang in a driver, crash, print), the one who asked gets an answer in time.
+"""
+
+import contextlib
+import importlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+from msgspec import Struct
+
+from jouled.api import PowerCollector, PowerSettings, Reading
+from jouled.app.runtime.clock import BootClock
+from jouled.model.device import Device
+from jouled.model.errors import SourceError, SourceState
+from jouled.model.readings import EnergyReading, PowerReading
+
+TIMEOUT_SECONDS = 10.0
+
+_KILL_SECONDS = 1.0
+
+
+class Probe(Struct, frozen=True, kw_only=True):
+    """What one look at a power source found. `read_seconds`: the time of one read; readings are of that read."""
+
+    source: str
+    state: SourceState
+    reason: str = ""
+    message: str = ""
+    mend: str = ""
+    devices: tuple[Device, ...] = ()
+    read_seconds: float | None = None
+    energies: tuple[EnergyReading, ...] = ()
+    powers: tuple[PowerReading, ...] = ()
+
+
+class _Question(Struct, frozen=True):
+    collector: str
+    settings: msgspec.Raw
+
+
+def probe_all(
+    collectors: Mapping[str, PowerCollector],
+    settings: Mapping[str, PowerSettings],
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> list[Probe]:
+    """Look at every source that has settings, all at once, and wait no longer than the time-out."""
+    with ThreadPoolExecutor(max_workers=max(len(settings), 1)) as pool:
+        return list(pool.map(lambda name: _ask(name, collectors[name], settings[name], timeout_seconds), settings))
+
+
+def look(name: str, collector: PowerCollector, settings: PowerSettings) -> Probe:
+    """Open the source, read it, close it; blocks for as long as the source does."""
+    try:
+        source = collector.open(settings, BootClock.equal_to_wall_now())
+    except SourceError as error:
+        return _failed(name, error)
+    try:
+        source.read()  # the first one may only take a mark to count from
+        begun = time.perf_counter()
+        readings = source.read()
+        read_seconds = time.perf_counter() - begun
+    except SourceError as error:
+        return _failed(name, error)
+    finally:
+        source.close()
+    return _found(name, tuple(source.devices), read_seconds, readings)
+
+
+def main() -> int:
+    """Answer the question on standard input."""
+    # The answer has the real standard output for itself: some vendor libraries print.
+    answer_fd = os.dup(1)
+    os.dup2(2, 1)
+    question = msgspec.json.decode(sys.stdin.buffer.read(), type=_Question)
+    module, _, attribute = question.collector.partition(":")
+    collector: PowerCollector = getattr(importlib.import_module(module), attribute)()
+    settings = msgspec.json.decode(question.settings, type=collector.settings_type)
+    answer = look(collector.name, collector, settings)
+    with os.fdopen(answer_fd, "wb") as out:
+        out.write(msgspec.json.encode(answer))
+    return 0
+
+
+def _ask(name: str, collector: PowerCollector, settings: PowerSettings, timeout_seconds: float) -> Probe:
+    kind = type(collector)
+    question = _Question(f"{kind.__module__}:{kind.__qualname__}", msgspec.Raw(msgspec.json.encode(settings)))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "jouled.app.runtime.probe", name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        answer, complaint = child.communicate(msgspec.json.encode(question), timeout_seconds)
+    except subprocess.TimeoutExpired:
+        _abandon(child)
+        return Probe(
+            source=name,
+            state=SourceState.DOWN,
+            reason="timeout",
+            message=f"it did not answer within {timeout_seconds:g} s",
+            mend="Look into `dmesg` for its driver",
+        )
+    try:
+        return msgspec.json.decode(answer, type=Probe)
+    except msgspec.MsgspecError:
+        last = complaint.decode(errors="replace").strip().rpartition("\n")[2]
+        return Probe(
+            source=name,
+            state=SourceState.DOWN,
+            reason="crash",
+            message=f"it ended with code {child.returncode}{': ' if last else ''}{last}",
+        )
+
+
+def _abandon(child: "subprocess.Popen[bytes]") -> None:
+    # A process that hangs in the kernel outlives even this; it is not waited for.
+    child.kill()
+    for pipe in (child.stdin, child.stdout, child.stderr):
+        if pipe:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(_KILL_SECONDS)
+
+
+def _failed(name: str, error: SourceError) -> Probe:
+    return Probe(source=name, state=error.state, reason=error.reason, message=error.message, mend=error.mend)
+
+
+def _found(name: str, devices: tuple[Device, ...], read_seconds: float, readings: list[Reading]) -> Probe:
+    return Probe(
+        source=name,
+        state=SourceState.OK,
+        devices=devices,
+        read_seconds=read_seconds,
+        energies=tuple(reading for reading in readings if isinstance(reading, EnergyReading)),
+        powers=tuple(reading for reading in readings if isinstance(reading, PowerReading)),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""From the books to what the world may see: first one synced transaction, then the snapshot.
+
+A scrape sees committed books only. On start counters go on from the store if that is at least what was last
+published; otherwise all of them start from zero (design: "Committed books only").
+"""
+
+import logging
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from jouled.app.runtime.own import OwnCounts
+from jouled.core.books import Books
+from jouled.model.errors import JouledError
+from jouled.model.receipt import Receipt
+from jouled.model.snapshot import Snapshot
+from jouled.outputs.store import Committed, Published, Store, StoreError, may_continue
+
+MOST_WAITING_RECEIPTS = 20_000
+"""Final receipts held while the store cannot be written, about 20 MB; older ones are dropped and counted."""
+
+_log = logging.getLogger(__name__)
+
+
+class Commit(Struct, kw_only=True):
+    """The bytes of one commit: the core's books and the daemon's own counts."""
+
+    books: Books
+    own: OwnCounts
+
+
+def restore(store: Store, published: Published) -> Commit | None:
+    """What counters go on from; `None`: all of them start from zero."""
+    committed = store.load()
+    if committed is None:
+        if published.read() is not None:
+            _log.warning("the store is empty, though books were published before: all counters start from zero")
+        return None
+    if not may_continue(committed.sequence, published.read()):
+        _log.warning("the store is older than what was last published: all counters start from zero")
+        return None
+    return _decode(committed)
+
+
+def _decode(committed: Committed) -> Commit | None:
+    try:
+        return msgspec.msgpack.decode(committed.books, type=Commit)
+    except msgspec.MsgspecError as error:
+        _log.warning("the books in the store cannot be read (%s): all counters start from zero", error)
+        return None
+
+
+class Publisher:
+    """Commits, then publishes. `snapshot` is the last one that was committed; `trouble` says why there is no newer."""
+
+    def __init__(self, store: Store, published: Published) -> None:
+        self.snapshot = Snapshot()
+        self.trouble = ""
+        self.receipts_dropped = 0
+        self._store = store
+        self._published = published
+        self._waiting: list[Receipt] = []
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def hold(self, receipts: Sequence[Receipt]) -> None:
+        """Keep final receipts until a commit has them."""
+        self._waiting += receipts
+        excess = len(self._waiting) - MOST_WAITING_RECEIPTS
+        if excess > 0:
+            del self._waiting[:excess]
+            self.receipts_dropped += excess
+
+    async def publish(self, commit: Commit, snapshot: Snapshot) -> None:
+        """Commit these books with the receipts held so far, then show the snapshot of the same moment."""
+        receipts, self._waiting = self._waiting, []
+        wall_ns = snapshot.t_ns + snapshot.wall_minus_core_ns
+        try:
+            sequence = await self._store.commit(self._encoder.encode(commit), receipts, wall_ns)
+        except StoreError as error:
+            self._waiting[:0] = receipts
+            self._complain(error)
+            return
+        try:
+            self._published.write(sequence)
+        except OSError as error:
+            self._complain(error)
+            return
+        if self.trouble:
+            _log.warning("books are committed again; receipts lost meanwhile: %d", self.receipts_dropped)
+            self.trouble = ""
+        self.snapshot = replace(snapshot, sequence=sequence)
+
+    def _complain(self, error: JouledError | OSError) -> None:
+        if not self.trouble:
+            _log.error("metering goes on, but nothing new is published: %s", error)
+        self.trouble = str(error)

@@ -1,0 +1,100 @@
+"""One look at a power source: whatever it does, an answer comes."""
+
+import os
+import sys
+import time
+from typing import ClassVar
+
+import pytest
+
+from jouled.api import PowerSettings
+from jouled.app.runtime.probe import probe_all
+from jouled.model.device import Device, DeviceKind
+from jouled.model.errors import SourceError, SourceState
+from jouled.model.readings import EnergyReading, PowerReading
+
+
+class Good:
+    """Two devices; prints, as vendor libraries do."""
+
+    name: ClassVar[str] = "good"
+    isolation = "thread"
+    settings_type = PowerSettings
+    devices = (Device(name="a", kind=DeviceKind.GPU), Device(name="b", kind=DeviceKind.GPU))
+    interval_seconds = 1.0
+
+    def open(self, settings, clock):
+        os.write(1, b"hello from the vendor\n")
+        return self
+
+    def read(self):
+        return [EnergyReading("a", 1, 5_000_000), PowerReading("b", 1, 7.0)]
+
+    def close(self):
+        pass
+
+
+class Denied(Good):
+    """May not be read."""
+
+    name: ClassVar[str] = "denied"
+
+    def open(self, settings, clock):
+        raise SourceError(SourceState.DENIED, "permission", "Not allowed", mend="chmod it")
+
+
+class Crashing(Good):
+    """Has a bug."""
+
+    name: ClassVar[str] = "crashing"
+
+    def read(self):
+        raise KeyError("oops")
+
+
+class Dying(Good):
+    """Takes its process with it."""
+
+    name: ClassVar[str] = "dying"
+
+    def open(self, settings, clock):
+        os.abort()
+
+
+class Hanging(Good):
+    """Never answers."""
+
+    name: ClassVar[str] = "hanging"
+
+    def open(self, settings, clock):
+        time.sleep(3600)
+
+
+@pytest.fixture
+def importable(monkeypatch, tmp_path):
+    """The collectors of this file, importable by the child."""
+    name = "probed_collectors"
+    (tmp_path / f"{name}.py").write_bytes(open(__file__, "rb").read())  # noqa: PTH123, SIM115 - one line, one file
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
+    return __import__(name)
+
+
+def test_every_source_gets_its_answer_and_the_worst_ones_do_not_delay_the_rest(importable):
+    kinds = [importable.Good, importable.Denied, importable.Crashing, importable.Dying, importable.Hanging]
+    collectors = {kind.name: kind() for kind in kinds}
+    begun = time.monotonic()
+    good, denied, crashing, dying, hanging = probe_all(collectors, dict.fromkeys(collectors, PowerSettings()), 5.0)
+    assert time.monotonic() - begun < 15
+    assert good.state is SourceState.OK
+    assert [device.name for device in good.devices] == ["a", "b"]
+    assert good.energies[0].microjoules == 5_000_000
+    assert good.powers[0].watts == 7.0
+    assert good.read_seconds >= 0
+    assert (denied.state, denied.reason, denied.message, denied.mend) == (
+        SourceState.DENIED, "permission", "Not allowed", "chmod it",
+    )  # fmt: skip
+    assert (crashing.state, crashing.reason) == (SourceState.DOWN, "crash")
+    assert "KeyError: 'oops'" in crashing.message
+    assert (dying.state, dying.reason) == (SourceState.DOWN, "crash")
+    assert (hanging.state, hanging.reason) == (SourceState.DOWN, "timeout")
