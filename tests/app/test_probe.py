@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -74,7 +75,7 @@ class Hanging(Good):
 def importable(monkeypatch, tmp_path):
     """The collectors of this file, importable by the child."""
     name = "probed_collectors"
-    (tmp_path / f"{name}.py").write_bytes(open(__file__, "rb").read())  # noqa: PTH123, SIM115 - one line, one file
+    (tmp_path / f"{name}.py").write_bytes(Path(__file__).read_bytes())
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, sys.path)]))
     return __import__(name)

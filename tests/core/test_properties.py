@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace as change
+from tests.core.scenario import PARAMETERS, SECOND, START, Node, gpu, receipts_uj, request, request_sets, run
 
 from jouled.model.engine import Engine, EngineSample
 from jouled.model.readings import EnergyReading
 from jouled.model.requests import RequestEvent
-from tests.core.scenario import PARAMETERS, SECOND, START, Node, gpu, receipts_uj, request, request_sets, run
 
 LIGHT = settings(max_examples=40, deadline=None)
 

@@ -30,7 +30,7 @@ class Clock:
 assert ctypes.CDLL(None).getpid() > 1
 ctypes.CFUNCTYPE(ctypes.c_int)(int)
 source = RaplCollector().open(RaplSettings(sysfs_root="/opt/sys"), Clock())
-print("probe:", *[reading.device for reading in source.read()], flush=True)
+print("probe:", *source.read(), flush=True)
 """
 TEST_DROP_IN = """
 [Service]
@@ -114,7 +114,7 @@ def test_the_service_gets_ready_and_serves(started: Machine) -> None:
 
 
 def test_the_sandbox_lets_the_collectors_work(started: Machine) -> None:
-    assert "probe: package-0" in started.log()
+    assert re.search(r"probe: EnergyReading\(.*123_?456", started.log())
 
 
 def test_the_daemon_has_no_privilege(started: Machine) -> None:

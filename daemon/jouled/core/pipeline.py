@@ -47,6 +47,8 @@ Input = (
 Gauges = dict[str, dict[tuple[str, ...], float]]
 
 RECENT_SHOWN = 30
+RESIDUAL_KEEP_NS = 600 * NANOSECONDS_PER_SECOND
+"""A node meter that falls silent holds the knots of the others for no longer than this."""
 RESPONSE_PREFIXES = ("", "chatcmpl-", "cmpl-")
 
 
@@ -304,9 +306,19 @@ class Pipeline:
             receipts += self._take_bookings(group, books, bookings, finals)
             self._book_hardware(group, books)
         self._live.advance(self._meters)
+        self._forget()
         self._observe_windows()
         self._admission.forget_before(self._now_ns)
         return receipts
+
+    def _forget(self) -> None:
+        """Drop what no open cell and no residual window needs of the meters' curves."""
+        edges = {name: books.edge_ns for group, books in self._groups.items() for name in group.devices}
+        residual_ns = self._live.residual_from_ns
+        for name, meter in self._meters.items():
+            edge_ns = edges.get(name, self._now_ns)
+            if edge_ns is not None:
+                meter.curve.forget_before(min(edge_ns, max(residual_ns or edge_ns, self._now_ns - RESIDUAL_KEEP_NS)))
 
     def _settle_downtime(self, group: Group, books: DeviceGroup) -> None:
         away_uj = sum(meter.take_downtime() for meter in books.meters)
@@ -318,8 +330,11 @@ class Pipeline:
     def _take_bookings(
         self, group: Group, books: DeviceGroup, bookings: Iterable[Booking], finals: Iterable[Final]
     ) -> list[Receipt]:
-        for booking in bookings:
-            self._book(group, books, booking)
+        sums: dict[tuple[str, Owner], int] = {}
+        for engine, owner, microjoules in bookings:
+            sums[engine, owner] = sums.get((engine, owner), 0) + microjoules
+        for (engine, owner), microjoules in sums.items():
+            self._book(group, books, Booking(engine, owner, microjoules))
         return [self._final(books, final) for final in finals]
 
     def _book(self, group: Group, books: DeviceGroup, booking: Booking) -> None:

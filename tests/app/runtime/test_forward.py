@@ -12,7 +12,6 @@ from aiohttp.test_utils import TestServer
 from jouled.app.runtime import forward
 from jouled.app.runtime.forward import Body, Forwarder
 
-
 COUNTS: Counter[str] = Counter()
 
 

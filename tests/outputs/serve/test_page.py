@@ -45,7 +45,7 @@ async def test_the_page_shows_the_figures_of_the_snapshot(serve, page):
     assert f"{watts:,.0f} W" in tiles
     assert "feed: 4,300 W" in tiles
     assert "0.94 tokens/J" in tiles
-    assert "940 ktokens/s per MW" in tiles
+    assert "= 940 k tokens/s per MW" in tiles
     assert "90.0 % of requests within the SLO" in tiles
     assert "0.88 good tokens/J" in tiles
     assert "2,966 tokens/s" in tiles

@@ -40,7 +40,6 @@ class Metering:
         self.wall = WallClock()
         self.own = own
         self.sources = Sources()
-        self.has_readings = False
         self._on_failure = on_failure
         self._recorder = recorder
 
@@ -62,7 +61,6 @@ class Metering:
         for items in (batch.devices, batch.readings, batch.reports):
             for item in items:
                 self.feed(item)
-        self.has_readings = self.has_readings or bool(batch.readings)
 
     def advance(self) -> list[Receipt]:
         """Let time pass; returns the receipts that are final now."""
@@ -70,6 +68,7 @@ class Metering:
         self._look_at_wall_clock()
         for report in list(self.sources.silent(now_ns)):
             self.feed(report)
+        self._with_recorder(Writer.flush)
         try:
             return self.pipeline.advance(now_ns)
         except Exception as error:
@@ -87,11 +86,18 @@ class Metering:
             self.wall.step(before_ns, wall_minus_core_ns)
             self.feed(ClockStep(before_ns, wall_minus_core_ns))
 
+    def close(self) -> None:
+        """Finish the recording, if there is one."""
+        self._with_recorder(Writer.close)
+
     def _record(self, item: Input) -> None:
+        self._with_recorder(lambda recorder: recorder.write(item))
+
+    def _with_recorder(self, act: Callable[[Writer], None]) -> None:
         if self._recorder is None:
             return
         try:
-            self._recorder.write(item)
+            act(self._recorder)
         except (OSError, RecordingError) as error:
             _log.error("the recording ends here, it cannot be written: %s", error)
             self._recorder = None

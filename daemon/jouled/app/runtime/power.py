@@ -75,9 +75,7 @@ class PowerSources:
             task.cancel()
 
 
-def _supervisor(
-    collector: PowerCollector, settings: PowerSettings, clock: BootClock, deliver: Deliver
-) -> Supervisor:
+def _supervisor(collector: PowerCollector, settings: PowerSettings, clock: BootClock, deliver: Deliver) -> Supervisor:
     if collector.isolation == "process":
         return ChildSupervisor(POWER, collector, settings, clock, deliver)
     return ThreadSupervisor(collector, settings, clock, deliver)

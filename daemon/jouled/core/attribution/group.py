@@ -7,7 +7,7 @@ hands all of its energy to an owner or to `held`, finals move whole microjoules 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jouled.core.attribution.cells import CELL_NS, cell_of, start_of
+from jouled.core.attribution.cells import cell_of, start_of
 from jouled.core.attribution.engine import EngineBook, Split, order_of
 from jouled.core.attribution.idle import IdlePower
 from jouled.core.attribution.load import Row
@@ -62,7 +62,7 @@ class DeviceGroup:
         self._late_booked_uj = 0
         self.held = {book.engine.name: 0 for book in self.engines}
         self.booked_uj = 0
-        self.measured_base_uj = sum(meter.measured_uj for meter in self.meters)
+        self._measured_base_uj = 0
 
     @property
     def estimated(self) -> bool:
@@ -82,7 +82,7 @@ class DeviceGroup:
     @property
     def measured_uj(self) -> int:
         """Energy measured since this group began, microjoules."""
-        return sum(meter.measured_uj for meter in self.meters) - self.measured_base_uj
+        return sum(meter.measured_uj for meter in self.meters) - self._measured_base_uj
 
     @property
     def open_uj(self) -> int:
@@ -93,8 +93,9 @@ class DeviceGroup:
         """Go on where other groups left these devices: `closed` is what they booked of each device's curve."""
         self._closed_uj.update(closed)
         self._closed_base_uj = sum(self._closed_uj.values())
-        told_late = sum(meter.measured_uj - meter.curve.last_uj for meter in self.meters if meter.curve)
-        self.measured_base_uj = self._closed_base_uj + told_late
+        taken_over = [meter for meter in self.meters if meter.device.name in closed]
+        told_late = sum(meter.measured_uj - meter.curve.last_uj for meter in taken_over if meter.curve)
+        self._measured_base_uj = self._closed_base_uj + told_late
         self._begin(edge_cell)
 
     def _begin(self, cell: int) -> None:
@@ -182,8 +183,6 @@ class DeviceGroup:
 
     def _closed(self, until: int) -> None:
         self._next = until
-        for meter in self.meters:
-            meter.curve.forget_before(start_of(until) - CELL_NS)
         closed_uj = sum(self._closed_uj.values()) - self._closed_base_uj + self._late_booked_uj
         if closed_uj != self.booked_uj + sum(self.held.values()) or min(self.held.values(), default=0) < 0:
             raise InvariantError(

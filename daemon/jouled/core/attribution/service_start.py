@@ -5,7 +5,7 @@ before it got its first token. The fluid form lets it overlap where the known pr
 (attribution.md section 3.8).
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 
 from jouled.core.attribution.cells import CELL_NS, cell_of
 from jouled.model.units import NANOSECONDS_PER_MILLISECOND, NANOSECONDS_PER_SECOND
@@ -28,7 +28,7 @@ class ServiceStart:
 
     def known(self, first_ns: int) -> None:
         """A request's first token has become known."""
-        self._first_tokens.setdefault(cell_of(first_ns), []).append(first_ns)
+        insort(self._first_tokens.setdefault(cell_of(first_ns), []), first_ns)
 
     def start_ns(self, earliest_ns: int, first_ns: int, computed: int) -> int:
         """Service start of a request that could not start before `earliest_ns` (scheduled, else arrival)."""
@@ -57,12 +57,11 @@ class ServiceStart:
 
     def _latest_before(self, before_ns: int, not_before_ns: int) -> int | None:
         """The latest first token in (not_before, before), or `None`."""
-        cell, first_cell = cell_of(before_ns), cell_of(not_before_ns)
-        while cell >= first_cell:
-            best = max((t for t in self._first_tokens.get(cell, ()) if not_before_ns < t < before_ns), default=None)
-            if best is not None:
-                return best
-            cell -= 1
+        for cell in range(cell_of(before_ns), cell_of(not_before_ns) - 1, -1):
+            known = self._first_tokens.get(cell)
+            earlier = bisect_left(known, before_ns) if known else 0
+            if known and earlier:
+                return known[earlier - 1] if known[earlier - 1] > not_before_ns else None
         return None
 
 

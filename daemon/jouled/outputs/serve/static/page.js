@@ -41,7 +41,7 @@ function number(value, digits = 3) {
 function scaled(value, unit) {
   if (!known(value)) return "–";
   for (const [factor, prefix] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
-    if (Math.abs(value) >= factor) return `${(value / factor).toPrecision(3)} ${prefix}${unit}`;
+    if (Math.abs(value) >= factor) return `${(value / factor).toPrecision(3)} ${prefix}${unit.length > 1 ? " " : ""}${unit}`;
   }
   return `${number(value)} ${unit}`;
 }
@@ -105,10 +105,10 @@ function nodePower(meters) {
 
 function tile(name, value, unit, note, line) {
   return el("div", { className: "tile" },
-    sparkline(line || []),
     el("div", { className: "name" }, name),
     el("div", { className: "value" }, value, " ", el("small", {}, unit)),
-    el("div", { className: "note" }, note));
+    el("div", { className: "note" }, note),
+    sparkline(line || []));
 }
 
 function tiles(data) {
@@ -123,11 +123,11 @@ function tiles(data) {
   const judged = slo ? sum(["good", "late", "failed"].map((verdict) => slo[`${verdict}_requests`] || 0)) : 0;
   const rate = sum(data.engines.map((engine) => engine.generation_tokens_per_second || 0));
   const finished = sum(Object.values(data.requests));
-  const perMegawatt = known(tokens) ? `${scaled(tokens * 1e6, "tokens/s")} per MW` : "no tokens in the last minute";
+  const perMegawatt = known(tokens) ? `= ${scaled(tokens * 1e6, "tokens/s")} per MW` : "no tokens in the last minute";
   return [
     tile("Power", number(power), "W", node ? `${node.level}: ${number(node.watts)} W` : `${watts.length} devices`,
       remember(history.power, power)),
-    tile(`Tokens per joule · ${boundary}`, number(tokens), "tokens/J = tokens/s/W", [perMegawatt, ...others].join(" · "),
+    tile(`Tokens per joule · ${boundary}`, number(tokens), "tokens/J", [perMegawatt, ...others].join(" · "),
       remember(history.tokens, tokens)),
     tile(slo ? `Goodput · ${slo.slo}` : "Goodput", number(good), "good tokens/J",
       slo ? `${percent(slo.good_requests || 0, judged)} of requests within the SLO` : "no [[slo]] is configured",
@@ -162,13 +162,13 @@ function deviceRow(device) {
 
 function meterRow(meter) {
   const watts = known(meter.watts) ? `${number(meter.watts)} W` : "silent";
-  return [el("div", {}, meter.name, " ", el("span", { className: "subtle" }, meter.kind)),
-    el("div", { className: "subtle" }, "contains other meters"), el("div", { className: "right" }, watts)];
+  return [el("div", {}, meter.name), el("div", { className: "subtle" }, meter.kind), el("div", { className: "right" }, watts)];
 }
 
 function devices({ leaves, meters }) {
   if (!leaves.length && !meters.length) return el("p", { className: "empty" }, "No meter gives readings; see Sources.");
-  return [...leaves.flatMap(deviceRow), ...meters.flatMap(meterRow)];
+  const heading = meters.length ? [el("div", { className: "heading" }, "Meters that contain these devices")] : [];
+  return [...leaves.flatMap(deviceRow), ...heading, ...meters.flatMap(meterRow)];
 }
 
 const ownerParts = (book) => [...OWNERS, "open"].map((name) => [name, book[`${name}_uj`] || 0]);
@@ -191,7 +191,8 @@ function books({ total, owners, balance }) {
   });
   return [stack(parts, total.measured_uj), el("ul", { className: "legend" }, ...legend),
     el("p", { className: "identity" }, balance === 0 ? "✓ " : "✗ ", identity),
-    table("", [["engine"], ["model"], ["owners"], ["served", true], ["energy", true]], rows)];
+    el("div", { className: "scroll" },
+      table("", [["engine"], ["model"], ["owners"], ["served", true], ["energy", true]], rows))];
 }
 
 function engines({ list, now }) {

@@ -1,0 +1,321 @@
+"""The composition root: builds the daemon of its parts, starts it, and ends it in order."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import aiohttp
+from msgspec.structs import replace
+
+import jouled
+from jouled.app.config import Config, Paths, RunOptions, paths
+from jouled.app.runtime import log
+from jouled.app.runtime.batch import Batch
+from jouled.app.runtime.clock import BootClock
+from jouled.app.runtime.engine_pollers import EnginePollers, check_types
+from jouled.app.runtime.forward import Forwarder
+from jouled.app.runtime.front import Front
+from jouled.app.runtime.ingest import Ingest
+from jouled.app.runtime.metering import Metering
+from jouled.app.runtime.notify import Notifier
+from jouled.app.runtime.own import OwnCounts
+from jouled.app.runtime.pages import open_session
+from jouled.app.runtime.plugins import Plugins, load_plugins
+from jouled.app.runtime.power import PowerSources
+from jouled.app.runtime.publisher import Commit, Publisher, restore
+from jouled.app.runtime.recording import Writer
+from jouled.core.pipeline import Pipeline
+from jouled.model.errors import ConfigurationError, JouledError, SourceState
+from jouled.model.receipt import Receipt
+from jouled.model.snapshot import Snapshot
+from jouled.outputs.serve import build_app, start
+from jouled.outputs.store import Published, Store
+
+STOP_SECONDS = 10.0
+"""An orderly stop takes no longer; then the process ends all the same."""
+
+REQUIRED_SECONDS = 30.0
+"""Within this time a source with `startup = "require"` has to give readings."""
+
+_SECOND_NS = 1_000_000_000
+_TICK_PHASE_NS = 150_000_000
+"""A tick comes this long after the full second: the samplers' batches of that second are in by then."""
+
+_log = logging.getLogger(__name__)
+
+
+class Companion(Protocol):
+    """Something that lives beside the daemon and adds figures to its page, as the demo's grading does."""
+
+    async def run(self, snapshot: Callable[[], Snapshot]) -> None:
+        """Live until cancelled; `snapshot` gives the last published one."""
+        ...
+
+    def take(self, receipts: Sequence[Receipt]) -> None:
+        """See receipts that have become final."""
+        ...
+
+    def extra(self) -> Mapping[str, Any]:
+        """Figures for the page."""
+        ...
+
+
+def run(config: Config, options: RunOptions, companion: Companion | None = None) -> int:
+    """Run the daemon until SIGTERM or SIGINT; the exit code."""
+    return _run(config, options, companion, None)
+
+
+def record(config: Config, options: RunOptions, out: Path, seconds: float | None) -> int:
+    """Run the daemon with a recording, on books that are thrown away, for so many seconds; the exit code."""
+    with tempfile.TemporaryDirectory(prefix="jouled-record-") as books:
+        return _run(config, replace(options, record=out, state=options.state or Path(books)), None, seconds)
+
+
+def _run(config: Config, options: RunOptions, companion: Companion | None, seconds: float | None) -> int:
+    log.set_up()
+    # A driver, a disk or a client may hang for ever; the books of the last second are committed whatever happens.
+    deadline = threading.Timer(STOP_SECONDS, os._exit, (1,))
+    deadline.daemon = True
+    try:
+        daemon = Daemon(config, options, companion)
+        with asyncio.Runner() as runner:
+            return runner.run(daemon.run(seconds, deadline.start))
+    except JouledError as error:
+        sys.stderr.write(f"jouled: {error}\n")
+        return 1
+    finally:
+        deadline.cancel()
+
+
+class Daemon:
+    """One daemon, from its start to its end."""
+
+    def __init__(self, config: Config, options: RunOptions, companion: Companion | None = None) -> None:
+        """Build what needs no event loop.
+
+        Raises `JouledError` for whatever stands against a start: configuration, plug-ins, state directory.
+        """
+        self._config = config
+        self._companion = companion
+        self._discovers = options.discover
+        self._listen = options.listen or config.serve.listen
+        self._plugins = _plugins()
+        self._power_settings = self._plugins.power_settings(config.power)
+        check_types(config.engines, self._plugins.engines)
+        self._token = _token(config.serve.token_file)
+        self._notifier = Notifier()
+        self._failure: Exception | None = None
+        self._stop = asyncio.Event()
+        self._news = asyncio.Event()
+        self._where = _directories(options, config)
+        node = config.node.name or socket.gethostname()
+        clock = BootClock.equal_to_wall_now()
+        recorder = _recorder(options, node, clock)
+        self._store = Store(self._where.state)
+        published = Published(self._where.runtime / "published")
+        restored = restore(self._store, published)
+        own = restored.own if restored else OwnCounts.empty()
+        pipeline = Pipeline(replace(config.parameters(), node=node), restored.books if restored else None)
+        self._metering = Metering(pipeline, clock, own, self._fail, recorder)
+        self._publisher = Publisher(self._store, published)
+        forward_url = config.requests.otlp.forward
+        self._forwarder = Forwarder(forward_url, own.forwarded) if forward_url else None
+
+    async def run(self, seconds: float | None, on_stop: Callable[[], None]) -> int:
+        """Live until told to stop, for at most so many seconds; the exit code. `on_stop` is called as the end begins."""
+        self._handle_signals()
+        try:
+            async with open_session() as session:
+                await self._serve(session, seconds, on_stop)
+        finally:
+            self._metering.close()
+            self._store.close()
+        if isinstance(self._failure, JouledError):
+            raise self._failure
+        return 1 if self._failure else 0
+
+    async def _serve(self, session: aiohttp.ClientSession, seconds: float | None, on_stop: Callable[[], None]) -> None:
+        metering = self._metering
+        self._engines = EnginePollers(self._plugins.engines, metering.clock, metering.feed, session)
+        self._power = self._power_sources()
+        self._front = Front(
+            metering=metering,
+            publisher=self._publisher,
+            store=self._store,
+            power=self._power,
+            ingest=Ingest(self._engines.engines, metering.feed, metering.own.reject, metering.clock, metering.wall),
+            forwarder=self._forwarder,
+            extra=self._companion.extra if self._companion else dict,
+        )
+        door = self._front.door(tuple(self._plugins.requests.values()), self._token)
+        server = await start(build_app(door), listen=self._listen, unix_socket=self._where.socket)
+        _log.info("jouled %s on %s, books in %s", jouled.__version__, self._listen, self._where.state)
+        try:
+            await self._live(seconds, on_stop)
+        finally:
+            await server.close()
+
+    def _power_sources(self) -> PowerSources:
+        looks = self._discovers and not self._power_settings
+        return PowerSources(
+            self._plugins.power,
+            self._power_settings,
+            self._plugins.discoverable() if looks else {},
+            self._metering.clock,
+            self._take_batch,
+        )
+
+    async def _live(self, seconds: float | None, on_stop: Callable[[], None]) -> None:
+        """Run all tasks until the stop, then end them: sources first, then the last commit."""
+        async with asyncio.TaskGroup() as group:
+            self._power.start(group)
+            self._engines.start(group, self._config.engines, discover=self._discovers)
+            tasks = [group.create_task(self._tick_every_second(group), name="ticks")]
+            if self._forwarder is not None:
+                tasks.append(group.create_task(self._forwarder.run(), name="forward"))
+            if self._companion is not None:
+                companion = self._companion.run(lambda: self._publisher.snapshot)
+                tasks.append(group.create_task(companion, name="companion"))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._stop.wait()
+            on_stop()
+            self._notifier.stopping()
+            self._power.stop()
+            self._engines.stop()
+            for task in tasks:
+                task.cancel()
+        if self._failure is None:
+            self._advance()
+            await self._publish()
+
+    async def _tick_every_second(self, group: asyncio.TaskGroup) -> None:
+        """Close, commit, publish. A commit that takes longer than a second delays no tick, only the next commit."""
+        unproven = set(self._power.required)
+        required_until = time.monotonic() + REQUIRED_SECONDS
+        publishing: asyncio.Task[None] | None = None
+        while True:
+            self._power.look()
+            self._advance()
+            if publishing is None or publishing.done():
+                publishing = group.create_task(self._publish())
+            self._front.ticked = time.monotonic()
+            self._notifier.watchdog()
+            unproven = self._still_unproven(unproven, required_until)
+            if not (self._front.is_ready or unproven or self._publisher.snapshot.sequence == 0):
+                self._front.is_ready = True
+                self._notifier.ready(f"serving on {self._listen}")
+            await self._until_next_tick()
+
+    def _advance(self) -> None:
+        receipts = self._metering.advance()
+        self._publisher.hold(receipts)
+        if self._companion is not None:
+            self._companion.take(receipts)
+
+    async def _publish(self) -> None:
+        """Books and snapshot are of one moment: nothing is fed between them."""
+        metering = self._metering
+        snapshot = metering.own.added_to(metering.pipeline.snapshot(metering.clock.now_ns()))
+        await self._publisher.publish(Commit(books=metering.pipeline.books(), own=metering.own), snapshot)
+
+    def _still_unproven(self, unproven: set[str], until: float) -> set[str]:
+        """The required sources that have yet to work. One that does not work ends the daemon."""
+        waiting = set()
+        for name in unproven:
+            view = self._metering.sources.view(name)
+            if view is None and time.monotonic() < until:
+                waiting.add(name)
+            elif view is None or view.state is not SourceState.OK:
+                why = view.message if view else f"it said nothing for {REQUIRED_SECONDS:.0f} s"
+                self._fail(
+                    ConfigurationError(
+                        f"the power source {name} is required and does not work: {why}",
+                        mend=f'Mend it, or set startup = "retry" in [power.{name}]',
+                    )
+                )
+        return waiting
+
+    async def _until_next_tick(self) -> None:
+        """Wait for the next tick, or for the first readings: nobody shall wait for those a second longer."""
+        now_ns = self._metering.clock.now_ns()
+        due_ns = ((now_ns - _TICK_PHASE_NS) // _SECOND_NS + 1) * _SECOND_NS + _TICK_PHASE_NS
+        if self._news.is_set():
+            await asyncio.sleep((due_ns - now_ns) / _SECOND_NS)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout((due_ns - now_ns) / _SECOND_NS):
+                await self._news.wait()
+
+    def _take_batch(self, batch: Batch) -> None:
+        self._metering.take_batch(batch)
+        if batch.readings:
+            self._news.set()
+
+    def _fail(self, error: Exception) -> None:
+        """End the daemon because of this error; systemd starts it again."""
+        if self._failure is None:
+            self._failure = error
+            if not isinstance(error, JouledError):
+                _log.critical("the books cannot be trusted any more, jouled ends", exc_info=error)
+            self._stop.set()
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def on_end(number: signal.Signals) -> None:
+            _log.info("%s: jouled ends", number.name)
+            self._stop.set()
+            for each in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(each)  # a second one ends the process at once
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_end, number)
+        loop.add_signal_handler(signal.SIGHUP, _log.info, "SIGHUP: the configuration is read at the start only")
+
+
+def _plugins() -> Plugins:
+    plugins = load_plugins()
+    for refused in plugins.refused:
+        _log.warning("%s", refused)
+    return plugins
+
+
+def _directories(options: RunOptions, config: Config) -> Paths:
+    where = paths(options, config, os.environ)
+    try:
+        where.runtime.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the directory {where.runtime} cannot be made: {error.strerror}", mend="Give another one with --state DIR"
+        ) from error
+    return where
+
+
+def _token(path: str) -> str | None:
+    if not path:
+        return None
+    try:
+        token = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no text"
+        raise ConfigurationError(f"serve.token_file {path} cannot be read: {reason}") from error
+    if not token:
+        raise ConfigurationError(f"serve.token_file {path} is empty", mend="Write a token into it")
+    return token
+
+
+def _recorder(options: RunOptions, node: str, clock: BootClock) -> Writer | None:
+    if options.record is None:
+        return None
+    return Writer(options.record, node=node, started_ns=clock.now_ns(), boot_offset_ns=clock.offset_ns)
