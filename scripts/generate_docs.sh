@@ -7,7 +7,7 @@ fresh=$(mktemp -d)
 trap 'rm -rf "$fresh"' EXIT
 
 "$jouled" metrics >"$fresh/metrics.md"
-"$jouled" config >"$fresh/configuration.md"
+"$jouled" config --reference >"$fresh/configuration.md"
 for document in metrics.md configuration.md; do
     if [ "${1:-}" != --check ]; then
         cp "$fresh/$document" "docs/$document"

@@ -34,8 +34,8 @@ class Scraped:
         """Hold a page against all before it."""
         self.pages += 1
         for series, value in page.counters().items():
-            if not series.startswith("jouled_"):
-                continue  # process_cpu_seconds_total and its like begin anew with each process
+            if not series.startswith("jouled_") or series.startswith("jouled_process_"):
+                continue  # what is told of the process begins anew with each process
             before = self.counters.get(series, 0.0)
             if value < before:
                 self.drops.append(Drop(series, before, value))

@@ -1,5 +1,9 @@
 """A hand-made snapshot of a realistic node: 8 GPUs, 4 engines, 3 SLOs, 8 sources."""
 
+from typing import Any
+
+from msgspec.structs import replace
+
 from jouled.model.device import Device, DeviceKind, Quality
 from jouled.model.engine import Engine
 from jouled.model.errors import SourceState
@@ -26,40 +30,40 @@ OWNER_MICROJOULES = {
 OPEN_MICROJOULES = 11_000_007
 
 
-def receipt(number: int = 0, **changes: object) -> Receipt:
+def receipt(number: int = 0, **changes: Any) -> Receipt:
     """A final receipt; the higher its number, the newer."""
     arrival_ns = NOW_NS - 60_000_000_000 + number * 1_000_000_000
-    fields: dict[str, object] = {
-        "id": f"chatcmpl-{number:032x}",
-        "engine": ENGINES[number % 4],
-        "model": MODELS[number % 4],
-        "outcome": Outcome.COMPLETED if number % 7 else Outcome.CANCELLED,
-        "arrival_ns": arrival_ns,
-        "first_token_ns": arrival_ns + 180_000_000,
-        "last_token_ns": arrival_ns + 6_000_000_000,
-        "prompt_tokens": 900 + number,
-        "cached_prompt_tokens": 128,
-        "generation_tokens": 240,
-        "joules": 321.5,
-        "joules_prefill": 80.25,
-        "joules_decode": 220.25,
-        "joules_resident": 21.0,
-        "joules_host": 30.0,
-        "sigma_joules": 9.5,
-        "ttft_seconds": 0.18,
-        "tpot_seconds": 0.0244,
-        "e2e_seconds": 6.0,
-        "good": {"chat": True, "batch": True, "agent": False},
-        "tier": "goldilocks",
-        "quality": Quality.MEASURED,
-        "provisional": False,
-        "validity": "ok",
-        "cost": 0.00003,
-        "currency": "EUR",
-        "co2e_grams": 0.03,
-        "trace_id": f"{number:032x}",
-    }
-    return Receipt(**(fields | changes))
+    made = Receipt(
+        id=f"chatcmpl-{number:032x}",
+        engine=ENGINES[number % 4],
+        model=MODELS[number % 4],
+        outcome=Outcome.COMPLETED if number % 7 else Outcome.CANCELLED,
+        arrival_ns=arrival_ns,
+        first_token_ns=arrival_ns + 180_000_000,
+        last_token_ns=arrival_ns + 6_000_000_000,
+        prompt_tokens=900 + number,
+        cached_prompt_tokens=128,
+        generation_tokens=240,
+        joules=321.5,
+        joules_prefill=80.25,
+        joules_decode=220.25,
+        joules_resident=21.0,
+        joules_host=30.0,
+        sigma_joules=9.5,
+        ttft_seconds=0.18,
+        tpot_seconds=0.0244,
+        e2e_seconds=6.0,
+        good={"chat": True, "batch": True, "agent": False},
+        tier="goldilocks",
+        quality=Quality.MEASURED,
+        provisional=False,
+        validity="ok",
+        cost=0.00003,
+        currency="EUR",
+        co2e_grams=0.03,
+        trace_id=f"{number:032x}",
+    )
+    return replace(made, **changes)
 
 
 def snapshot(sequence: int = 7) -> Snapshot:
@@ -84,7 +88,7 @@ def snapshot(sequence: int = 7) -> Snapshot:
 
 
 def _group(devices: tuple[str, ...], engines: tuple[str, ...]) -> GroupBook:
-    owners = {f"{owner.value}_uj": 4 * amount for owner, amount in OWNER_MICROJOULES.items()}
+    owners: dict[str, Any] = {f"{owner.value}_uj": 4 * amount for owner, amount in OWNER_MICROJOULES.items()}
     measured = sum(owners.values()) + OPEN_MICROJOULES
     return GroupBook(devices=devices, engines=engines, measured_uj=measured, open_uj=OPEN_MICROJOULES, **owners)
 

@@ -1,10 +1,12 @@
 """A machine under a real systemd: an overlay of this one, booted by systemd-nspawn, thrown away afterwards."""
 
 import contextlib
+import fcntl
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,7 +66,7 @@ def booted(folder: Path, prepare: Callable[[Path], None]) -> Iterator[Machine]:
     """Boot an overlay of this machine after `prepare(root)`; skips where that cannot be done."""
     _require_right_to_boot()
     root = folder / "root"
-    with _overlay(folder, root):
+    with _alone(), _overlay(folder, root):
         _strip(root)
         prepare(root)
         with _container(folder, root) as init_pid:
@@ -95,6 +97,14 @@ def _require_right_to_boot() -> None:
     if version != [str(part) for part in sys.version_info[:2]]:
         # Homes are hidden from the service, so it cannot use an interpreter that lies in one.
         pytest.skip(f"the service needs {SYSTEM_PYTHON} to be Python {sys.version_info[0]}.{sys.version_info[1]}")
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Wait until no other test run has a machine: they would share control groups, and end each other's services."""
+    with (Path(tempfile.gettempdir()) / "jouled-test-machine.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -71,28 +70,29 @@ class Companion(Protocol):
 
 
 def run(config: Config, options: RunOptions, companion: Companion | None = None) -> int:
-    """Run the daemon until SIGTERM or SIGINT; the exit code."""
-    return _run(config, options, companion, None)
+    """Run the daemon until SIGTERM or SIGINT; the exit code. Raises `JouledError` if it cannot start."""
+    log.set_up()
+    return _run(Daemon(config, options, companion), None)
 
 
 def record(config: Config, options: RunOptions, out: Path, seconds: float | None) -> int:
-    """Run the daemon with a recording, on books that are thrown away, for so many seconds; the exit code."""
-    with tempfile.TemporaryDirectory(prefix="jouled-record-") as books:
-        return _run(config, replace(options, record=out, state=options.state or Path(books)), None, seconds)
+    """Record for so many seconds, without serving, on books that are thrown away; the exit code.
 
-
-def _run(config: Config, options: RunOptions, companion: Companion | None, seconds: float | None) -> int:
+    Raises `JouledError` if it cannot start.
+    """
     log.set_up()
+    with tempfile.TemporaryDirectory(prefix="jouled-record-") as books:
+        options = replace(options, record=out, state=Path(books))
+        return _run(Daemon(config, options, serves=False), seconds)
+
+
+def _run(daemon: "Daemon", seconds: float | None) -> int:
     # A driver, a disk or a client may hang for ever; the books of the last second are committed whatever happens.
     deadline = threading.Timer(STOP_SECONDS, os._exit, (1,))
     deadline.daemon = True
     try:
-        daemon = Daemon(config, options, companion)
         with asyncio.Runner() as runner:
             return runner.run(daemon.run(seconds, deadline.start))
-    except JouledError as error:
-        sys.stderr.write(f"jouled: {error}\n")
-        return 1
     finally:
         deadline.cancel()
 
@@ -100,13 +100,16 @@ def _run(config: Config, options: RunOptions, companion: Companion | None, secon
 class Daemon:
     """One daemon, from its start to its end."""
 
-    def __init__(self, config: Config, options: RunOptions, companion: Companion | None = None) -> None:
+    def __init__(
+        self, config: Config, options: RunOptions, companion: Companion | None = None, *, serves: bool = True
+    ) -> None:
         """Build what needs no event loop.
 
         Raises `JouledError` for whatever stands against a start: configuration, plug-ins, state directory.
         """
         self._config = config
         self._companion = companion
+        self._serves = serves
         self._discovers = options.discover
         self._listen = options.listen or config.serve.listen
         self._plugins = _plugins()
@@ -132,7 +135,7 @@ class Daemon:
         self._forwarder = Forwarder(forward_url, own.forwarded) if forward_url else None
 
     async def run(self, seconds: float | None, on_stop: Callable[[], None]) -> int:
-        """Live until told to stop, for at most so many seconds; the exit code. `on_stop` is called as the end begins."""
+        """Live until told to stop, for at most so many seconds; `on_stop` is called as the end begins."""
         self._handle_signals()
         try:
             async with open_session() as session:
@@ -157,6 +160,9 @@ class Daemon:
             forwarder=self._forwarder,
             extra=self._companion.extra if self._companion else dict,
         )
+        if not self._serves:
+            await self._live(seconds, on_stop)
+            return
         door = self._front.door(tuple(self._plugins.requests.values()), self._token)
         server = await start(build_app(door), listen=self._listen, unix_socket=self._where.socket)
         _log.info("jouled %s on %s, books in %s", jouled.__version__, self._listen, self._where.state)

@@ -4,7 +4,7 @@ from collections import deque
 
 from jouled.core.accounting.cost import co2e_grams, energy_cost, facility_factor
 from jouled.core.accounting.counters import BoundedLabel, CounterTable, HistogramBook
-from jouled.core.accounting.verdicts import verdict
+from jouled.core.accounting.verdicts import verdict_of
 from jouled.model.device import Quality
 from jouled.model.parameters import Parameters
 from jouled.model.receipt import Receipt
@@ -65,7 +65,7 @@ class Account:
         add("request_tokens_total", (engine, model, "generation"), event.generation_tokens)
         self._book_components(engine, model, energy_uj)
         for slo in self.parameters.slos:
-            labels = (slo.name, engine, model, verdict(slo, event).value)
+            labels = (slo.name, engine, model, verdict_of(event.outcome, good=receipt.good[slo.name]).value)
             add("slo_requests_total", labels, 1)
             add("slo_tokens_total", labels, event.generation_tokens)
             add("slo_energy_joules_total", labels, energy_uj)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from jouled.core.accounting.cost import co2e_grams, energy_cost, facility_factor
-from jouled.core.accounting.verdicts import Verdict, e2e_seconds, tier_of, tpot_seconds, ttft_seconds, verdict
+from jouled.core.accounting.verdicts import e2e_seconds, is_good, tier_of, tpot_seconds, ttft_seconds
 from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.group import Final
 from jouled.core.attribution.request import Request
@@ -110,7 +110,7 @@ def _receipt(
         ttft_seconds=ttft_seconds(event),
         tpot_seconds=tpot_seconds(event),
         e2e_seconds=e2e_seconds(event),
-        good={slo.name: verdict(slo, event) is Verdict.GOOD for slo in parameters.slos},
+        good={slo.name: is_good(slo, event) for slo in parameters.slos},
         tier=tier_of(parameters.tiers, event),
         cost=energy_cost(price, total),
         currency="" if price.price_per_kwh is None else price.currency,

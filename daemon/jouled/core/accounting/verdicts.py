@@ -40,11 +40,16 @@ def holds(slo: Slo, event: RequestEvent) -> bool:
     return all(limit is None or value is None or value * 1000.0 <= limit for limit, value in measured)
 
 
-def verdict(slo: Slo, event: RequestEvent) -> Verdict:
-    """The verdict of one request under one objective."""
-    if event.outcome is not Outcome.COMPLETED:
+def is_good(slo: Slo, event: RequestEvent) -> bool:
+    """Whether a request completed within every limit."""
+    return event.outcome is Outcome.COMPLETED and holds(slo, event)
+
+
+def verdict_of(outcome: Outcome, *, good: bool) -> Verdict:
+    """The verdict of a request that was good, or not, and ended as told."""
+    if outcome is not Outcome.COMPLETED:
         return Verdict.FAILED
-    return Verdict.GOOD if holds(slo, event) else Verdict.LATE
+    return Verdict.GOOD if good else Verdict.LATE
 
 
 def tier_of(tiers: Sequence[Tier], event: RequestEvent) -> str:

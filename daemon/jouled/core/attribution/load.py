@@ -8,7 +8,10 @@ of what is active say when a running sum is exactly zero: floats leave residue b
 from typing import NamedTuple
 
 from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS
-from jouled.model.units import NANOSECONDS_PER_SECOND
+from jouled.model.units import NANOSECONDS_PER_MILLISECOND, NANOSECONDS_PER_SECOND
+
+SHORTEST_DECODE_NS = NANOSECONDS_PER_MILLISECOND
+"""No engine decodes faster; rates of shorter spans would only lose the sums' precision."""
 
 
 class Work(NamedTuple):
@@ -39,8 +42,8 @@ class Work(NamedTuple):
 
     @property
     def decode_rate(self) -> float:
-        """Output tokens per second after the first; 0 where there are none."""
-        if self.generated <= 1 or self.last_ns <= self.first_ns:
+        """Output tokens per second after the first; 0 where there are none, or all came at once."""
+        if self.generated <= 1 or self.last_ns - self.first_ns < SHORTEST_DECODE_NS:
             return 0.0
         return (self.generated - 1) * NANOSECONDS_PER_SECOND / (self.last_ns - self.first_ns)
 

@@ -51,15 +51,15 @@ def sizes_from_name(model: str) -> tuple[float, float] | None:
     An `NxMB` name counts N·M parameters, two experts active.
     """
     text = model.lower()
-    mixture = re.search(r"(?<![\d.a-z])(\d+)x(\d+(?:\.\d+)?)b(?![a-z])", text)
+    mixture = re.search(r"(?<![\d.a-z])(\d+)x(\d+(?:\.\d+)?)b(?![a-z\d])", text)
     if mixture:
         experts, size = int(mixture[1]), float(mixture[2]) * 1e9
         return experts * size, min(2, experts) * size
-    total = re.search(r"(?<![\d.a-z])(\d+(?:\.\d+)?)(b|m)(?![a-z])", text)
+    total = re.search(r"(?<![\d.a-z])(\d+(?:\.\d+)?)(b|m)(?![a-z\d])", text)
     if not total:
         return None
     parameters = float(total[1]) * (1e9 if total[2] == "b" else 1e6)
-    active = re.search(r"[-_]a(\d+(?:\.\d+)?)b(?![a-z])", text)
+    active = re.search(r"[-_]a(\d+(?:\.\d+)?)b(?![a-z\d])", text)
     return parameters, min(float(active[1]) * 1e9, parameters) if active else parameters
 
 

@@ -304,6 +304,20 @@ OWN = (
     _counter(
         "source_gap_seconds_total", "own", ("source", "reason"), "seconds", "Time over which readings are missing."
     ),
+    Metric(
+        name="source_read_duration_seconds",
+        type="histogram",
+        clock="own",
+        help="Time that one read of a power source took, over all sources.",
+        unit="seconds",
+    ),
+    Metric(
+        name="sample_lateness_seconds",
+        type="histogram",
+        clock="own",
+        help="Time after its tick at which a read of a power source began, over all sources.",
+        unit="seconds",
+    ),
     _counter(
         "late_events_total",
         "own",
@@ -313,11 +327,39 @@ OWN = (
     ),
     _counter("rejected_events_total", "own", ("reason",), "events", "Request events and readings that were refused."),
     _counter(
+        "forwarded_bodies_total",
+        "own",
+        ("result",),
+        "bodies",
+        "Trace bodies for the collector of [requests.otlp] forward: sent, full (queue), refused, unreachable.",
+    ),
+    _counter(
         "label_overflow_total",
         "own",
         ("label",),
         "events",
         "Events whose label value went to other because there are too many values of that label.",
+    ),
+    Metric(
+        name="source_read_duration_seconds",
+        type="histogram",
+        clock="own",
+        help="Time that one read of a power source took, over all sources.",
+        unit="seconds",
+    ),
+    Metric(
+        name="sample_lateness_seconds",
+        type="histogram",
+        clock="own",
+        help="Delay of a read of a power source behind its schedule, over all sources.",
+        unit="seconds",
+    ),
+    _counter(
+        "forwarded_bodies_total",
+        "own",
+        ("result",),
+        "bodies",
+        "Trace bodies to be passed on to another collector, by result: sent, full, refused, unreachable.",
     ),
     _gauge("page_series", "own", (), "series", "Series on this page."),
     _gauge(

@@ -1,0 +1,184 @@
+"""The parts of the attribution: priors, work by cell, service start, the census of who ran when."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.core.scenario import SECOND, START, gpu
+
+from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS
+from jouled.core.attribution.census import Census, Monotone
+from jouled.core.attribution.idle import IdlePower
+from jouled.core.attribution.load import Load, Work, union_ns
+from jouled.core.attribution.priors import betas, sizes_from_name
+from jouled.core.attribution.service_start import ServiceStart
+from jouled.model.engine import Engine, EngineSample
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", (8e9, 8e9)),
+        ("Qwen3-30B-A3B", (30e9, 3e9)),
+        ("Mixtral-8x7B-v0.1", (56e9, 14e9)),
+        ("Qwen2.5-0.5B", (0.5e9, 0.5e9)),
+        ("smollm-135m", (135e6, 135e6)),
+        ("gpt-oss-120b", (120e9, 120e9)),
+        ("tiny", None),
+        ("gemma-3n-e4b-it", None),
+        ("model-2b4x", None),
+    ],
+)
+def test_sizes_are_read_from_names(name, sizes):
+    assert sizes_from_name(name) == sizes
+
+
+def test_priors_say_where_they_come_from():
+    assert betas(Engine(name="e", model="Llama-8B")).source == "name"
+    assert betas(Engine(name="e", model="x")).source == "generic"
+    told = betas(Engine(name="e", model="x", parameters=8e9, layers=32, hidden_size=4096, kv_bytes_per_token=131072.0))
+    assert told.source == "configuration"
+    named = betas(Engine(name="e", model="Llama-8B"))
+    assert named.step == pytest.approx(told.step)
+    assert named.kv == pytest.approx(told.kv, rel=0.3)
+
+
+def test_quantised_weights_cost_less_to_read():
+    full, quarter = betas(Engine(name="e", model="L-8B")), betas(Engine(name="e", model="L-8B-AWQ"))
+    assert quarter.step == pytest.approx(full.step / 4)
+    assert quarter.prefill == full.prefill
+
+
+def test_a_mixture_reads_all_weights_and_computes_with_the_active_ones():
+    moe, dense = betas(Engine(name="e", model="Q-30B-A3B")), betas(Engine(name="e", model="Q-30B"))
+    assert moe.step == dense.step
+    assert moe.prefill == pytest.approx(dense.prefill / 10)
+
+
+works = st.builds(
+    lambda s, p, d, n, c, g: Work(s, s + max(p, 1_000_000), s + max(p, 1_000_000) + d, n, c, n + c, g, s),
+    st.integers(0, 3 * SECOND),
+    st.integers(0, SECOND),
+    st.integers(0, 3 * SECOND),
+    st.integers(0, 5000),
+    st.integers(0, 500),
+    st.integers(0, 500),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(works, max_size=8))
+def test_cells_sum_to_the_work_of_all_requests(requests):
+    load = Load()
+    for work in requests:
+        load.insert(work, None)
+    rows = [load.sweep(cell) for cell in range(80)]
+    assert sum(row.resident for row in rows) == pytest.approx(
+        sum((w.last_ns - w.start_ns) / SECOND for w in requests), abs=1e-9
+    )
+    assert sum(row.prefill for row in rows) == pytest.approx(sum(w.computed for w in requests), rel=1e-9, abs=1e-6)
+    decoded = [(w, w.generated - 1) for w in requests if w.decode_rate]
+    assert sum(row.decode for row in rows) == pytest.approx(sum(g for _, g in decoded), rel=1e-9, abs=1e-6)
+    context = sum(g * (w.prompt + g / 2) for w, g in decoded)
+    assert sum(row.kv for row in rows) == pytest.approx(context, rel=1e-7, abs=1e-3)
+    assert load.residents == 0
+    assert load.sweep(80).busy == 0.0
+    for row in rows:
+        assert 0.0 <= row.busy <= 1.0
+        assert row.resident <= len(requests) * CELL_SECONDS + 1e-9
+
+
+@given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100)).map(lambda p: (min(p), max(p))), max_size=8))
+def test_busy_time_is_the_union_of_intervals(intervals):
+    assert union_ns(intervals) == len({t for begin, end in intervals for t in range(begin, end)})
+
+
+def test_service_starts_when_the_one_before_got_its_first_token():
+    starts = ServiceStart()
+    starts.known(3 * SECOND)
+    starts.known(5 * SECOND)
+    assert starts.start_ns(SECOND, 5 * SECOND, 100) == 3 * SECOND
+    assert starts.start_ns(4 * SECOND, 5 * SECOND, 100) == 4 * SECOND, "no earlier than it was scheduled"
+    assert starts.start_ns(5 * SECOND, 5 * SECOND, 100) == 5 * SECOND - 1_000_000, "and 1 ms before its first token"
+
+
+def test_known_prefill_rates_let_a_start_move_forward():
+    starts = ServiceStart()
+    for k in range(20):
+        starts.observe(k * SECOND, k * SECOND + SECOND // 10, 1000)
+    starts.known(100 * SECOND)
+    assert starts.start_ns(90 * SECOND, 101 * SECOND, 1000) == 100 * SECOND
+    assert starts.start_ns(90 * SECOND, 101 * SECOND, 20_000) == 99 * SECOND
+
+
+def census() -> Census:
+    return Census(wait_ns=15 * SECOND, horizon_min_ns=120 * SECOND, horizon_max_ns=1800 * SECOND)
+
+
+def look(at: float, running: int | None, **counters: int) -> EngineSample:
+    return EngineSample(engine="e", t_ns=START + round(at * SECOND), requests_running=running, **counters)
+
+
+def test_cells_are_verified_when_gauge_and_events_agree():
+    book = census()
+    book.sample(look(5, 2))
+    book.known(START + 2 * SECOND, START + 8 * SECOND, START + 8 * SECOND)
+    assert book.verified_ns(START + 60 * SECOND) == 0
+    book.known(START + 4 * SECOND, START + 30 * SECOND, START + 31 * SECOND)
+    assert book.verified_ns(START + 19 * SECOND) == 0, "the look is not 15 s old"
+    assert book.verified_ns(START + 20 * SECOND) == START + 5 * SECOND
+
+
+def test_events_before_their_look_count_too():
+    book = census()
+    book.known(START + 4 * SECOND, START + 6 * SECOND, START + 6 * SECOND)
+    book.sample(look(5, 1))
+    assert book.verified_ns(START + 20 * SECOND) == START + 5 * SECOND
+
+
+def test_the_horizon_follows_the_longest_requests():
+    book = census()
+    book.began(START)
+    assert book.horizon_ns(START) == 120 * SECOND
+    for k in range(100):
+        book.known(START + k * SECOND, START + (k + 600) * SECOND, START + (k + 600) * SECOND)
+    assert 700 * SECOND < book.horizon_ns(START + 1000 * SECOND) < 800 * SECOND
+    assert book.horizon_ns(START + 1_000_000 * SECOND) <= 1800 * SECOND
+
+
+def test_after_the_first_hour_short_requests_make_a_short_horizon():
+    book = census()
+    book.began(START)
+    for k in range(5000):
+        book.known(START + k * SECOND, START + (k + 2) * SECOND, START + (k + 2) * SECOND)
+    assert book.horizon_ns(START + 5000 * SECOND) == 15 * SECOND
+
+
+def test_an_engine_counter_starts_over_with_its_process():
+    counter = Monotone()
+    assert [counter.take(raw) for raw in (100, 150, 20, None, 25)] == [0, 50, 20, 0, 5]
+    assert counter.total == 75
+
+
+def test_counters_are_linear_between_looks_and_absent_outside():
+    book = census()
+    book.sample(look(0, 0, generation_tokens=1000))
+    book.sample(look(10, 0, generation_tokens=1500))
+    assert book.counter_at("generation", START + 5 * SECOND) == 250
+    assert book.counter_at("generation", START - SECOND) is None
+    assert book.counter_at("generation", START + 11 * SECOND) is None
+    assert book.counter_at("steps", START + 5 * SECOND) is None
+
+
+def test_idle_power_is_configured_learned_or_estimated():
+    assert IdlePower(gpu(0, idle_watts=90.0)).per_cell_uj() == pytest.approx(9e6)
+    power = IdlePower(gpu(0, idle_watts=None))
+    assert (power.source, power.per_cell_uj()) == ("estimated", pytest.approx(0.15 * 70e6))
+    for _ in range(20):
+        power.observe(5_000_000, idle=False)
+    assert power.per_cell_uj() == pytest.approx(0.8 * 5e6), "never above what it draws when it draws least"
+    for microjoules in (6_000_000, 6_100_000, 6_200_000) * 4:
+        power.observe(microjoules, idle=True)
+    assert (power.source, power.per_cell_uj()) == ("learned", pytest.approx(6.1e6))
+
+
+assert CELL_NS == SECOND // 10
