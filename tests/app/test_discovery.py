@@ -1,4 +1,4 @@
-"""Which sources and engines are used when nothing is configured."""
+"""Which engines are asked when nothing is configured."""
 
 import socket
 import subprocess
@@ -6,10 +6,7 @@ import sys
 
 import pytest
 
-from jouled.app.runtime.discovery import ProcessRecord, choose_power, find_engines, read_processes
-from jouled.app.runtime.probe import Probe
-from jouled.model.device import Device, DeviceKind, Quality
-from jouled.model.errors import SourceState
+from jouled.app.runtime.discovery import ProcessRecord, find_engines, read_processes
 
 
 class FakeEngine:
@@ -28,19 +25,6 @@ COLLECTORS = {"fake": FakeEngine()}
 def record(pid: int = 10, port: str = "8001", **changes) -> ProcessRecord:
     fields = {"argv": ("serve-fake", "--port", port), "listening": (("0.0.0.0", int(port)),)}
     return ProcessRecord(pid=pid, **(fields | changes))
-
-
-def probe(source: str, quality: Quality | None, state: SourceState = SourceState.OK) -> Probe:
-    devices = () if quality is None else (Device(name=source, kind=DeviceKind.GPU, quality=quality),)
-    return Probe(source=source, state=state, devices=devices)
-
-
-def test_estimates_are_used_only_where_nothing_measures():
-    estimate, gpu = probe("estimate", Quality.ESTIMATED), probe("nvml", Quality.MEASURED)
-    denied = probe("rapl", None, SourceState.DENIED)
-    assert choose_power([estimate, denied, gpu]) == ["nvml"]
-    assert choose_power([estimate, denied]) == ["estimate"]
-    assert choose_power([denied]) == []
 
 
 def test_an_engine_is_named_after_type_and_port():

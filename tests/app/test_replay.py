@@ -139,6 +139,22 @@ def test_a_file_without_any_line_of_a_recording(tmp_path, text, said):
         Run(path)
 
 
+def test_one_wrong_time_stamp_does_not_move_the_clock(tmp_path):
+    lines = session()
+    for wrong in (energy(10 * 365 * 86400.0), request("future", 10**8, 10**8 + 1)):
+        run = Run(write(tmp_path / "r", GPU, ENGINE, *lines[:200], wrong, *lines[200:]))
+        assert run.result.rejected == {"time_jump": 1}
+        assert (run.result.requests, run.total.measured_uj) == (20, 60 * 300 * 1_000_000)
+
+
+def test_a_long_pause_is_believed_when_it_lasts(tmp_path):
+    pause = 2 * 3600
+    later = [energy(60 + pause + step / 10) for step in range(50)]
+    run = Run(write(tmp_path / "r", GPU, *session(60, 0), *later))
+    assert run.result.rejected == {"time_jump": 1}
+    assert run.result.snapshot.devices[0].last_reading_ns == later[-1]["t_ns"]
+
+
 def test_names_of_unknown_types_are_bounded(tmp_path):
     run = Run(write(tmp_path / "r", GPU, *({"type": f"t{index}"} for index in range(1000))))
     assert len(run.result.unknown_types) == MOST_UNKNOWN_TYPES + 1

@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,16 +109,16 @@ def observe(folder: Path) -> Observed:
 def _wait_until_met(daemon: LiveDaemon) -> None:
     """Wait until the daemon has read the engine's page: tokens from before its first look are not in its counters."""
     daemon.wait_until_ready()
-    wait_for(
-        lambda: f'jouled_engine_info{{engine="{ENGINE_NAME}"' in daemon.get("/metrics").decode(),
-        30,
-        "the daemon never read the engine's page",
-    )
-    wait_for(
-        lambda: f'jouled_engine_tokens_total{{engine="{ENGINE_NAME}"' in daemon.get("/metrics").decode(),
-        30,
-        "the daemon shows no token counter of the engine",
-    )
+    for name in ("jouled_engine_info", "jouled_engine_tokens_total"):
+        wait_for(partial(_shows_engine, daemon, name), 30, f"{name} of the engine never came")
+
+
+def _shows_engine(daemon: LiveDaemon, name: str) -> bool:
+    try:
+        daemon.page().total(name, engine=ENGINE_NAME)
+    except KeyError:
+        return False
+    return True
 
 
 def _look(when: str, observed: Observed, engine: RealEngine, daemon: LiveDaemon) -> None:

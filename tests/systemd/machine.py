@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -34,11 +35,11 @@ class Machine:
         self.root = root
         self._enter = ["nsenter", "-t", str(init_pid), "-m", "-u", "-i", "-n", "-p", "-C"]
 
-    def run(self, *command: str, timeout_seconds: float = 30) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, timeout_seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command inside as root."""
         return run([*self._enter, *command], timeout_seconds=timeout_seconds)
 
-    def checked(self, *command: str, timeout_seconds: float = 30) -> str:
+    def checked(self, *command: str, timeout_seconds: float = 60) -> str:
         """Output of a command that must succeed."""
         done = self.run(*command, timeout_seconds=timeout_seconds)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}"
@@ -153,10 +154,13 @@ def _container(folder: Path, root: Path) -> Iterator[int]:
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+        first = None
         try:
-            yield _first_process(notified, process, log)
+            first = _first_process(notified, process, log)
+            yield first
         finally:
-            process.terminate()
+            # Not an orderly shutdown: that syncs every file system of the host.
+            os.kill(first or process.pid, signal.SIGKILL)
             process.wait(timeout=BOOT_SECONDS)
 
 

@@ -77,7 +77,7 @@ def test_every_section_reaches_its_place(tmp_path):
     config = configuration(tmp_path, WHOLE)
     vllm, gateway = config.engines
     assert (vllm.name, vllm.interval_seconds, vllm.engine().devices) == ("vllm-8000", 2.0, ("gpu0", "gpu1"))
-    assert gateway.engine(("gpu2",)).devices == ("gpu2",)
+    assert (gateway.name, gateway.engine().devices) == ("gateway", ())
     assert config.power == {"nvml": {"interval_seconds": 0.5}}
     parameters = config.parameters()
     assert parameters.node == "node-7"

@@ -47,20 +47,27 @@ class FakeSettings(PowerSettings, kw_only=True):
     folder: str = ""
 
 
+WATTS = 200
+
+
+def hardware_microjoules(t_ns: int) -> int:
+    """A counter that runs on whoever looks: 200 W since some day in the past."""
+    return (t_ns - 1_600_000_000_000_000_000) * WATTS // 1000
+
+
 class FakeSource:
     interval_seconds = 0.1
 
     def __init__(self, clock: Clock, on_read: Callable[[], None] = lambda: None) -> None:
-        self.devices = [Device(name="gpu0", kind=DeviceKind.GPU)]
+        self.devices = [Device(name="gpu0", kind=DeviceKind.GPU, source="fake", max_watts=700.0)]
         self.closed = False
         self._clock = clock
         self._on_read = on_read
-        self._microjoules = 0
 
     def read(self) -> list[Reading]:
         self._on_read()
-        self._microjoules += 10
-        return [EnergyReading("gpu0", self._clock.now_ns(), self._microjoules)]
+        t_ns = self._clock.now_ns()
+        return [EnergyReading("gpu0", t_ns, hardware_microjoules(t_ns))]
 
     def close(self) -> None:
         self.closed = True

@@ -65,13 +65,13 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     kv_bytes_per_token: Annotated[float | None, Meta(description="Bytes of KV cache per token.")] = None
     interval_seconds: Annotated[float, Meta(description="Time between two reads of its page.")] = 5.0
 
-    def engine(self, default_devices: tuple[str, ...] = ()) -> Engine:
-        """As the core knows it; `default_devices` where the configuration names none."""
+    def engine(self) -> Engine:
+        """As the core knows it."""
         return Engine(
             name=self.name,
             type=self.type,
             url=self.url,
-            devices=tuple(self.devices) or default_devices,
+            devices=tuple(self.devices),
             pid=self.pid,
             model=self.model,
             role=self.role,

@@ -1,24 +1,19 @@
-"""What the node has, without being told: which power sources to use, and which engines run here and where.
+"""Which engines run on this node and where they can be asked, without being told.
 
 Engines are recognised by their processes before anything is asked of them: no request ever goes to a port that does
 not belong to a recognised engine.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import psutil
 from msgspec import Struct
 
 from jouled.api import EngineCollector
 from jouled.app.config.types import EngineConfig
-from jouled.app.runtime.probe import Probe
-from jouled.model.device import Quality
-from jouled.model.errors import SourceState
 
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1", "::1": "[::1]"}
-
-Recognises = Callable[[Sequence[str], str], bool]
 
 
 class ProcessRecord(Struct, frozen=True, kw_only=True):
@@ -40,13 +35,6 @@ class FoundEngines(Struct, frozen=True):
 
     engines: tuple[EngineConfig, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-def choose_power(probes: Iterable[Probe]) -> list[str]:
-    """Names of the sources to use: all that measure; those that only estimate where nothing is measured."""
-    working = [probe for probe in probes if probe.state is SourceState.OK and probe.devices]
-    measuring = [probe for probe in working if any(d.quality is not Quality.ESTIMATED for d in probe.devices)]
-    return [probe.source for probe in measuring or working]
 
 
 def discover_engines(collectors: Mapping[str, EngineCollector]) -> FoundEngines:

@@ -23,6 +23,9 @@ from jouled.model.requests import RequestEvent, RequestStart
 from jouled.model.snapshot import GroupBook, Snapshot
 from jouled.model.units import NANOSECONDS_PER_SECOND
 
+LONGEST_JUMP_NS = 3600 * NANOSECONDS_PER_SECOND
+"""How far ahead one line may be; a node that was suspended for longer loses one reading by it."""
+
 MOST_UNKNOWN_TYPES = 50
 """Names of unknown types that are counted one by one; garbage could hold any number."""
 
@@ -113,19 +116,22 @@ def replay(
 def drive(entries: Iterable[Entry], pipeline: Pipeline, take: TakeReceipts, refused: Complain) -> int:
     """Feed entries and let time pass with them, a second at a time; close everything at the end.
 
-    Returns the last moment of the virtual clock: the latest of all times seen.
+    Returns the last moment of the virtual clock: the latest of all times seen. A single time far ahead of all before
+    it is refused, for it would end all that is still open; a second one beside it shows that time did pass.
     """
-    now_ns = due_ns = 0
+    now_ns = due_ns = suspected_ns = 0
     feed, moment_of = pipeline.feed, _MOMENTS.get
     for entry in entries:
         item = entry.item
+        moment = moment_of(type(item))
+        moment_ns = moment(item) if moment else 0
+        if moment_ns > max(now_ns, suspected_ns) + LONGEST_JUMP_NS and now_ns:
+            suspected_ns = moment_ns
+            refused(entry.number, "time_jump")
+            continue
         reason = feed(item)
         if reason:
             refused(entry.number, reason)
-        moment = moment_of(type(item))
-        if moment is None:
-            continue
-        moment_ns = moment(item)
         if moment_ns > now_ns:
             now_ns = moment_ns
             if now_ns >= due_ns:

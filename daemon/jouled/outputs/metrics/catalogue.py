@@ -340,27 +340,6 @@ OWN = (
         "events",
         "Events whose label value went to other because there are too many values of that label.",
     ),
-    Metric(
-        name="source_read_duration_seconds",
-        type="histogram",
-        clock="own",
-        help="Time that one read of a power source took, over all sources.",
-        unit="seconds",
-    ),
-    Metric(
-        name="sample_lateness_seconds",
-        type="histogram",
-        clock="own",
-        help="Delay of a read of a power source behind its schedule, over all sources.",
-        unit="seconds",
-    ),
-    _counter(
-        "forwarded_bodies_total",
-        "own",
-        ("result",),
-        "bodies",
-        "Trace bodies to be passed on to another collector, by result: sent, full, refused, unreachable.",
-    ),
     _gauge("page_series", "own", (), "series", "Series on this page."),
     _gauge(
         "page_series_dropped", "own", (), "series", "Series left out of this page because it reached its limit of 5000."

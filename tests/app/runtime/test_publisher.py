@@ -1,0 +1,123 @@
+"""Commit first, then publish; and what counters go on from after a start."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from jouled.app.runtime.batch import Batch
+from jouled.app.runtime.own import OwnCounts
+from jouled.app.runtime.publisher import Commit, Publisher, restore
+from jouled.core.books import Books, CounterSeries
+from jouled.model.device import Quality
+from jouled.model.receipt import Receipt
+from jouled.model.requests import Outcome
+from jouled.model.snapshot import Snapshot
+from jouled.outputs.store import Published, ReceiptQuery, Store, StoreError
+
+
+def commit(value: int) -> Commit:
+    own = OwnCounts.empty()
+    own.reads(Batch(source="x", boot_ns=0, wall_ns=0, read_seconds=[0.002] * value, lateness_seconds=[0.5]))
+    own.reject("wrong_type")
+    return Commit(books=Books(counters={"requests_total": [CounterSeries(("e", "m", "completed"), value)]}), own=own)
+
+
+def receipt(request_id: str) -> Receipt:
+    return Receipt(
+        id=request_id,
+        engine="e",
+        model="m",
+        outcome=Outcome.COMPLETED,
+        arrival_ns=1,
+        first_token_ns=2,
+        last_token_ns=10**18,
+        prompt_tokens=1,
+        generation_tokens=1,
+        joules=3.0,
+        joules_prefill=1.0,
+        joules_decode=1.0,
+        joules_resident=1.0,
+        quality=Quality.MEASURED,
+        provisional=False,
+        validity="ok",
+    )
+
+
+SNAPSHOT = Snapshot(t_ns=10**18)
+
+
+async def test_committed_books_come_back(tmp_path: Path) -> None:
+    store, published = Store(tmp_path), Published(tmp_path / "published")
+    assert restore(store, published) is None
+    publisher = Publisher(store, published)
+    publisher.hold([receipt("a")])
+    await publisher.publish(commit(7), SNAPSHOT)
+    assert publisher.snapshot.sequence == 1
+    assert [found.id for found in await store.receipts(ReceiptQuery())] == ["a"]
+    restored = restore(store, published)
+    assert restored == commit(7)
+    store.close()
+
+
+async def test_older_store_than_published_starts_from_zero(tmp_path: Path) -> None:
+    store, published = Store(tmp_path), Published(tmp_path / "published")
+    publisher = Publisher(store, published)
+    await publisher.publish(commit(7), SNAPSHOT)
+    published.write(5)
+    assert restore(store, published) is None
+    await publisher.publish(commit(0), SNAPSHOT)
+    assert restore(store, published) is None, "still older than what the world has seen"
+    store.close()
+
+
+async def test_books_of_another_kind_start_from_zero(tmp_path: Path) -> None:
+    store, published = Store(tmp_path), Published(tmp_path / "published")
+    await store.commit(b"\x93\x01\x02\x03", [], 10**18)
+    assert restore(store, published) is None
+    store.close()
+
+
+class BrokenStore(Store):
+    """Fails as often as told."""
+
+    failures = 0
+    committed: list[str]
+
+    async def commit(self, books: bytes, receipts: Sequence[Receipt], wall_ns: int) -> int:
+        if self.failures:
+            self.failures -= 1
+            raise StoreError("disk full")
+        self.committed = [each.id for each in receipts]
+        return await super().commit(books, receipts, wall_ns)
+
+
+async def test_what_is_not_committed_is_not_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store, published = BrokenStore(tmp_path), Published(tmp_path / "published")
+    publisher = Publisher(store, published)
+    store.failures = 2
+    publisher.hold([receipt("a")])
+    await publisher.publish(commit(1), SNAPSHOT)
+    publisher.hold([receipt("b")])
+    await publisher.publish(commit(2), SNAPSHOT)
+    assert publisher.snapshot.sequence == 0
+    assert publisher.trouble == "disk full"
+    await publisher.publish(commit(3), SNAPSHOT)
+    assert publisher.trouble == ""
+    assert publisher.snapshot.sequence == 1
+    assert store.committed == ["a", "b"], "receipts wait for the commit that has them"
+    assert sum("disk full" in record.message for record in caplog.records) == 1
+    store.close()
+
+
+def test_own_counts_are_added_to_the_snapshot() -> None:
+    own = commit(3).own
+    own.forwarded["sent"] = 2
+    shown = own.added_to(Snapshot(counters={"rejected_events_total": {("wrong_type",): 4}}))
+    assert shown.counters["rejected_events_total"] == {("wrong_type",): 5}
+    assert shown.counters["forwarded_bodies_total"] == {("sent",): 2}
+    histogram = shown.histograms["source_read_duration_seconds"][()]
+    assert histogram.counts[-1] == 3
+    assert histogram.counts[histogram.bounds.index(0.003)] == 3
+    assert histogram.counts[histogram.bounds.index(0.001)] == 0
+    assert histogram.sum == pytest.approx(0.006)

@@ -1,0 +1,43 @@
+"""`jouled demo`: the twin, the daemon on it, and the grading on the page."""
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.e2e.conftest import QUICK
+from tests.support.live import LiveDaemon, wait_for
+
+
+@pytest.fixture
+def demo(tmp_path: Path, environment: dict[str, str], unused_tcp_port: int) -> Iterator[LiveDaemon]:
+    state = tmp_path / "demo"
+    command = [*QUICK, "demo", "--state", state, "--listen", f"127.0.0.1:{unused_tcp_port}"]
+    daemon = LiveDaemon(command, unused_tcp_port, tmp_path / "demo.log", environment)
+    daemon.start()
+    yield daemon
+    daemon.stop(5)
+    stop = [sys.executable, "-m", "jouled_collectors.twin", "stop", "--state", str(state / "twin")]
+    subprocess.run(stop, check=True, capture_output=True, timeout=20)
+
+
+def test_demo_meters_the_twin_and_leaves_it_running(demo: LiveDaemon, tmp_path: Path) -> None:
+    demo.wait_until_ready(25)
+    graded = wait_for(lambda: demo.json("/api/v1/snapshot")["extra"].get("graded"), 10, "nothing is graded")
+    assert "graded_requests" in graded
+    snapshot = demo.json("/api/v1/snapshot")
+    assert {engine["name"] for engine in snapshot["engines"]} == {"llama-70b", "llama-8b"}
+    assert len([device for device in snapshot["devices"] if device["kind"] == "gpu"]) == 8
+    wait_for(lambda: demo.json("/api/v1/snapshot")["recent"], 15, "no request was told of")
+    assert demo.json("/api/v1/snapshot")["balance_uj"] == 0
+    assert demo.process is not None
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.process.wait(15) == 0
+    assert "The twin runs on" in demo.log_tail()
+    twin = json.loads((tmp_path / "demo/twin/twin.json").read_text())
+    with urllib.request.urlopen(f"{twin['url']}/healthz", timeout=5) as answer:
+        assert answer.status == 200

@@ -1,0 +1,138 @@
+"""Start, stop, death and return of a real daemon."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from tests.e2e.conftest import METER, QUICK, Launch, children_of, is_running, until_ended
+from tests.support.live import LiveDaemon, wait_for
+
+ENERGY = "jouled_device_energy_joules_total"
+
+
+def until_metered(daemon: LiveDaemon, joules: float = 0.0) -> float:
+    """Wait until the page shows more energy than this; the energy."""
+    return wait_for(
+        lambda: (value := daemon.page().values.get(f'{ENERGY}{{device="gpu0",kind="gpu"}}', 0.0)) > joules and value,
+        10,
+        "no energy",
+        0.05,
+    )
+
+
+def complaint(daemon: LiveDaemon) -> tuple[int, str]:
+    """Exit code and words of a daemon that does not start."""
+    assert daemon.process is not None
+    return daemon.process.wait(15), daemon.log_tail()
+
+
+def jouled(environment: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [*map(str, QUICK), *map(str, words)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+
+
+def test_sigterm_ends_in_order_and_leaves_no_child(launch: Launch, tmp_path: Path) -> None:
+    daemon = launch()
+    until_metered(daemon)
+    [child] = children_of(daemon)
+    assert is_running(child)
+    assert daemon.stop() == 0
+    assert not is_running(child)
+    assert not (tmp_path / "state/api.sock").exists()
+    assert "Traceback" not in daemon.log_tail(100)
+
+
+def test_counters_go_on_after_a_kill(launch: Launch) -> None:
+    daemon = launch()
+    until_metered(daemon, 300.0)
+    before = daemon.page().counters()
+    [child] = children_of(daemon)
+    daemon.kill()
+    assert until_ended(child), "the child outlived the daemon"
+    again = launch()
+    after = again.page().counters()
+    own = re.compile("jouled_process_")
+    backwards = {
+        name: (value, after.get(name))
+        for name, value in before.items()
+        if not own.match(name) and after.get(name, 0.0) < value
+    }
+    assert not backwards
+    until_metered(again, before[f'{ENERGY}{{device="gpu0",kind="gpu"}}'])
+
+
+def test_lost_store_starts_from_zero(launch: Launch, tmp_path: Path) -> None:
+    daemon = launch()
+    before = until_metered(daemon, 400.0)
+    daemon.kill()
+    for path in (tmp_path / "state").glob("jouled.sqlite3*"):
+        path.unlink()
+    again = launch()
+    assert until_metered(again) < before
+    assert "start from zero" in again.log_tail()
+
+
+def test_second_daemon_on_the_same_state_or_port_says_so(launch: Launch, tmp_path: Path) -> None:
+    daemon = launch()
+    code, words = complaint(launch(METER, ready=False))
+    assert code == 1
+    assert "another jouled uses the state directory" in words
+    elsewhere = ("--state", tmp_path / "other", "--listen", daemon.url.removeprefix("http://"))
+    code, words = complaint(launch(METER, *elsewhere, ready=False))
+    assert code == 1
+    assert "is taken by another program" in words
+    assert "--listen" in words
+    assert "Traceback" not in words
+
+
+def test_wrong_configuration_is_one_sentence(launch: Launch) -> None:
+    code, words = complaint(launch('[serve]\nlissten = "127.0.0.1:1"\n', ready=False))
+    assert code == 2
+    assert "lissten" in words
+    assert "`listen`" in words
+    code, words = complaint(launch('[[engines]]\ntype = "vlm"\nurl = "http://127.0.0.1:1"\n', ready=False))
+    assert code == 2
+    assert "vllm" in words
+    assert "Traceback" not in words
+
+
+def test_required_source_that_is_absent_ends_the_start(launch: Launch, tmp_path: Path) -> None:
+    code, words = complaint(launch(f'[power.rapl]\nstartup = "require"\nsysfs_root = "{tmp_path}"\n', ready=False))
+    assert code == 2
+    assert "rapl is required and does not work" in words
+    assert "[power.rapl]" in words
+
+
+def test_broken_meter_does_not_stop_the_start(launch: Launch) -> None:
+    daemon = launch('[power.fake]\nbehaviour = "crash"\n')
+    reports = wait_for(lambda: daemon.json("/api/v1/snapshot")["sources"], 5, "not told")
+    assert (reports[0]["state"], reports[0]["reason"]) == ("down", "child_ended")
+
+
+def test_release_lets_go_of_the_device(launch: Launch, tmp_path: Path, environment: dict[str, str]) -> None:
+    daemon = launch()
+    until_metered(daemon)
+    [child] = children_of(daemon)
+    done = jouled(environment, "release", "--for", "1s", "--state", tmp_path / "state")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "released for 1 s: fake\n"
+    assert not is_running(child)
+    assert daemon.json("/api/v1/snapshot")["sources"][0]["state"] in {"ok", "released"}
+    wait_for(lambda: children_of(daemon), 8, "it did not come back")
+
+
+def test_recording_without_serving(tmp_path: Path, environment: dict[str, str]) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(METER)
+    out = tmp_path / "node.jsonl"
+    done = jouled(environment, "record", out, "--seconds", "2", "--config", config)
+    assert done.returncode == 0, done.stderr
+    assert sum('"type":"energy"' in line for line in out.read_text().splitlines()) >= 5
