@@ -50,7 +50,7 @@ lint: $(INSTALLED_DEV)  ## style, types, layers, generated documents
 	@scripts/generate_docs.sh --check
 
 bench: $(INSTALLED_DEV)  ## what the daemon costs, as JSON lines
-	$(BIN)/python bench/run.py $(ARGS)
+	$(BIN)/python -m bench $(ARGS)
 
 docs: $(INSTALLED)  ## write docs/metrics.md and docs/configuration.md from the code
 	@scripts/generate_docs.sh

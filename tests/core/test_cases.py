@@ -304,3 +304,22 @@ def test_node_boundary_and_residual_come_from_the_highest_meter():
     assert counters["residual_energy_joules_total"][()] == pytest.approx(120 * 500 * 10**6 - parts, rel=1e-6)
     assert counters["residual_deficit_joules_total"][()] == 0
     assert owners_uj(result.book) == result.book.measured_uj
+
+
+@pytest.mark.parametrize("days", [1, 30])
+def test_a_gap_of_days_is_one_step_and_its_energy_unattributed(days):
+    node = Node((request("before", 3.0), request("over", 39.0)), seconds=40.0)
+    gap_ns = days * 86_400 * SECOND
+    after = [change(r, t_ns=r.t_ns + gap_ns, microjoules=r.microjoules + 10**12) for r in node.readings()]
+    later = change(
+        request("later", 5.0),
+        **{
+            field: getattr(request("later", 5.0), field) + gap_ns
+            for field in ("arrival_ns", "scheduled_ns", "first_token_ns", "last_token_ns")
+        },
+    )
+    result = run([*node.devices(), node.engine, *sorted([*node.readings(), *after, *node.requests, later], key=when)])
+    assert set(result.receipts) == {"before", "over", "later"}
+    assert result.receipts["later"].joules > 0
+    assert result.book.unattributed_uj == pytest.approx(10**12 - node.joules_at(START + 40 * SECOND), rel=1e-3)
+    assert result.snapshot.counters["source_gap_seconds_total"][("test", "silent")] == pytest.approx(days * 86_400 - 40)

@@ -54,7 +54,7 @@ def make_asks(prefix: str, count: int, seed: int, abort_every: int = 0) -> list[
     """Chat-like requests: prompts of 10 to 400 words, answers of 40 to 300 tokens.
 
     One in four starts like the others of its kind, so that the engine's prefix cache has something to hit. Where
-    `abort_every` is set, every so manieth client asks for 400 tokens and leaves after 60 to 200.
+    `abort_every` is set, every so manieth client asks for 1000 tokens and leaves after 60 to 200.
     """
     dice = random.Random(seed)
     asks = []
@@ -65,7 +65,7 @@ def make_asks(prefix: str, count: int, seed: int, abort_every: int = 0) -> list[
                 f"{prefix}-{number}",
                 prompt_words=dice.randint(10, 400),
                 shared_words=200 if dice.random() < 0.25 else 0,
-                max_tokens=400 if leaves else dice.randint(40, 300),
+                max_tokens=1000 if leaves else dice.randint(40, 300),
                 ignore_eos=leaves or dice.random() < 0.5,
                 abort_after=dice.randint(60, 200) if leaves else None,
             )

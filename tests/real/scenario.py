@@ -53,6 +53,7 @@ class Observed:
     burst: list[Sent] = field(default_factory=list)
     long: list[Sent] = field(default_factory=list)
     receipts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    late_leavers: dict[str, dict[str, Any]] = field(default_factory=dict)
     bare_receipts: dict[str, dict[str, Any]] = field(default_factory=dict)
     engine_pages: dict[str, Page] = field(default_factory=dict)
     daemon_pages: dict[str, Page] = field(default_factory=dict)
@@ -70,8 +71,14 @@ class Observed:
 
     @property
     def aborted(self) -> list[Sent]:
-        """Those whose client hung up."""
-        return [sent for sent in self.sent if sent.aborted]
+        """Those whose client hung up in time: where it reads slowly, the engine may have ended before it left."""
+        return [sent for sent in self.sent if sent.aborted and sent.response_id not in self.late_leavers]
+
+    @property
+    def reported_tokens(self) -> int:
+        """Generated tokens of requests that reached their end."""
+        late = sum(receipt["generation_tokens"] for receipt in self.late_leavers.values())
+        return late + sum(sent.generation_tokens for sent in self.finished)
 
     def engine_delta(self, metric: str, start: str = "start", end: str = "end") -> int:
         """How far a counter of the engine's own page went between two looks."""
@@ -176,6 +183,9 @@ def _wait_for_final_receipts(observed: Observed, daemon: LiveDaemon) -> None:
     for sent in observed.finished:
         if (bare := daemon.receipt(sent.ask.request_id)) is not None:
             observed.bare_receipts[sent.ask.request_id] = bare
+    for sent in observed.aborted:
+        if (receipt := daemon.receipt(sent.response_id)) is not None:
+            observed.late_leavers[sent.response_id] = receipt
 
 
 def _wait_for_books(observed: Observed, daemon: LiveDaemon) -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import gzip
 import io
+import tracemalloc
 import zlib
 from http import HTTPStatus
 
@@ -109,6 +110,17 @@ def test_the_limit_of_inflation_is_exact():
     assert len(inflate(gzip.compress(b"x" * 1000), limit=1000)) == 1000
     with pytest.raises(Refusal):
         inflate(gzip.compress(b"x" * 1001), limit=1000)
+
+
+def test_inflating_holds_no_more_than_the_limit():
+    bomb = gzip.compress(b"\0" * 50_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refusal):
+            inflate(bomb, limit=1_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
 
 
 async def test_a_body_that_drips_is_given_up(serve, monkeypatch):

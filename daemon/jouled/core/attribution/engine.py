@@ -134,6 +134,21 @@ class EngineBook:
         self.census.forget_before(start_of(until_cell))
         return rows
 
+    def skip(self, until_cell: int) -> list[Request]:
+        """Pass over cells in which no energy was measured, however many; returns the requests that ended in them."""
+        finals: list[Request] = []
+        cell = self.next_cell or until_cell
+        while cell < until_cell:
+            ahead = min((key for key in (*self._load.cells, *self._pending) if key >= cell), default=until_cell)
+            self._load.skip(min(ahead, until_cell) - cell)
+            cell = min(ahead, until_cell)
+            if cell < until_cell:
+                finals += self.close(cell, self._sweep_cell(cell), Split(0, 0, 0.0))[1]
+                cell += 1
+        self.next_cell = until_cell
+        self.census.forget_before(start_of(until_cell))
+        return finals
+
     def _sweep_cell(self, cell: int) -> Row:
         waiting = self._pending.pop(cell, None)
         if waiting:

@@ -19,6 +19,8 @@ from jouled.model.snapshot import Owner
 
 RANGE_CELLS = 300
 """Cells of an engine close in ranges of 30 s: the shortest over which lost work can be told from noise."""
+GAP_CELLS = 3000
+"""Five minutes without any energy are a gap."""
 
 
 class InvariantError(AssertionError):
@@ -121,8 +123,10 @@ class DeviceGroup:
             )
         if self._anchor is None and not self._find_beginning():
             return bookings, finals
+        self._skip_gap(bookings, finals)
         while (until := self._next_edge(now_ns, everything=everything)) is not None:
             self._close_range(until, now_ns, bookings, finals)
+            self._skip_gap(bookings, finals)
         if everything:
             self._finish(bookings, finals)
         return bookings, finals
@@ -173,6 +177,15 @@ class DeviceGroup:
             self._close_cell(begin + offset, cell_rows, energy, idle_per_cell, bookings, finals)
         self._settle(bookings)
         self._closed(until)
+
+    def _skip_gap(self, bookings: list[Booking], finals: list[Final]) -> None:
+        """Pass over a long time in which nothing was measured (a suspended host, a gap in a recording) in one step."""
+        flat_ns = min((m.curve.flat_until(start_of(self._next)) for m in self.meters if m.curve), default=0)
+        if not self.engines or cell_of(flat_ns) - self._next < GAP_CELLS:
+            return
+        for book in self.engines:
+            finals.extend(self._finalise(book, request, bookings) for request in book.skip(cell_of(flat_ns)))
+        self._next = cell_of(flat_ns)
 
     def _close_idle(self, until: int, bookings: list[Booking]) -> None:
         """Devices of no engine are idle."""

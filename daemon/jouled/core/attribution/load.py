@@ -231,6 +231,10 @@ class Load:
             self._sweep_entries(row, cell)
         return row
 
+    def skip(self, count: int) -> None:
+        """Pass over cells without entries."""
+        self._kv += self._kv_slope * CELL_SECONDS * count
+
     def _sweep_entries(self, row: Row, cell: Cell) -> None:
         touched_prefill = self._prefills or cell.n_prefill or cell.x_prefill
         touched_decode = self._decodes or cell.n_decode or cell.x_decode

@@ -47,6 +47,13 @@ class EnergyCurve:
         e0, e1 = self._uj[right - 1], self._uj[right]
         return e0 + (e1 - e0) * (t_ns - t0) // (t1 - t0)
 
+    def flat_until(self, t_ns: int) -> int:
+        """The time up to which no energy is used from `t_ns` on, as far as the curve is known."""
+        index = max(bisect_right(self._t_ns, t_ns) - 1, 0)
+        while index + 1 < len(self._uj) and self._uj[index + 1] == self._uj[index]:
+            index += 1
+        return max(self._t_ns[index], t_ns) if self._t_ns else t_ns
+
     def forget_before(self, t_ns: int) -> None:
         """Drop knots that are needed for no time from `t_ns` on."""
         keep_from = bisect_right(self._t_ns, t_ns) - 1

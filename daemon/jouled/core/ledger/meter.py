@@ -35,6 +35,7 @@ class Meter:
         self._downtime_taken_uj = 0
         self._late_uj = 0
         self._frozen = False
+        self._intervals_ns: deque[int] = deque(maxlen=5)
         self._peaks: deque[tuple[int, float]] = deque()
         self._power_mark: tuple[int, int] | None = None
         self._watts: float | None = None
@@ -65,7 +66,7 @@ class Meter:
         if not self.curve:
             self.curve.append(t_ns, 0)
             return ""
-        self._account_coverage(step, t_ns - (previous_ns or t_ns))
+        self._note_interval(step, t_ns, t_ns - (previous_ns or t_ns))
         if step is Step.SAME and t_ns - self.curve.last_ns < SILENCE_NS:
             return ""
         self.measured_uj += delta_uj
@@ -78,13 +79,24 @@ class Meter:
         self._observe_power(t_ns)
         return ""
 
-    def _account_coverage(self, step: Step, span_ns: int) -> None:
+    def _note_interval(self, step: Step, t_ns: int, span_ns: int) -> None:
+        """Account for the time since the last reading; after silence, what the counter grew by is late."""
+        if span_ns > self._silence_ns() and not self._frozen:
+            self.freeze(t_ns - 1)
         if step in (Step.RESET, Step.GAP):
             self.gap_ns[step.value] += span_ns
         elif self._frozen:
             self.gap_ns["silent"] += span_ns
         else:
             self.covered_ns += span_ns
+        self._intervals_ns.append(span_ns)
+
+    def _silence_ns(self) -> int:
+        """A longer silence is a gap: 15 s, or three usual intervals of a source that is read less often."""
+        usual_ns = (
+            sorted(self._intervals_ns)[len(self._intervals_ns) // 2] if len(self._intervals_ns) > 2 else SILENCE_NS
+        )
+        return max(SILENCE_NS, 3 * usual_ns)
 
     def _observe_power(self, t_ns: int) -> None:
         if self._power_mark is None:
@@ -109,7 +121,10 @@ class Meter:
 
     def silent(self, now_ns: int) -> bool:
         """Whether the last reading is older than a source may hold a cell."""
-        return self.last_seen_ns is None or now_ns - self.last_seen_ns > SILENCE_NS
+        if self.last_seen_ns is None:
+            return True
+        silence_ns = now_ns - self.last_seen_ns
+        return silence_ns > SILENCE_NS and silence_ns > self._silence_ns()
 
     def freeze(self, edge_ns: int) -> None:
         """Close up to `edge_ns` without this silent device: what it tells later of that time is late."""
