@@ -77,7 +77,7 @@ class Observed:
     @property
     def reported_tokens(self) -> int:
         """Generated tokens of requests that reached their end."""
-        late = sum(receipt["generation_tokens"] for receipt in self.late_leavers.values())
+        late: int = sum(receipt["generation_tokens"] for receipt in self.late_leavers.values())
         return late + sum(sent.generation_tokens for sent in self.finished)
 
     def engine_delta(self, metric: str, start: str = "start", end: str = "end") -> int:

@@ -391,12 +391,7 @@ class Pipeline:
             known = self._history.at(watermark_ns, boundary)
             if known is not None:
                 values[boundary] = float(known)
-        for labels, tokens in self._account.counters.values.get("slo_tokens_total", {}).items():
-            slo, engine, _, verdict = labels
-            if verdict == "good" and not self._is_estimated(engine):
-                values[f"good {slo}"] = values.get(f"good {slo}", 0.0) + tokens
-        for objective in self._parameters.slos:
-            values.setdefault(f"good {objective.name}", 0.0)
+        values.update({f"good {slo}": float(tokens) for slo, tokens in self._account.good_tokens.items()})
         self._book_window.add(watermark_ns, values)
 
     def _is_estimated(self, engine: str) -> bool:

@@ -13,16 +13,21 @@ from jouled.model.snapshot import Owner
 from jouled.model.units import joules, microjoules
 
 RECENT_RECEIPTS = 100
-SECONDS_PER_HOUR = 3600.0
+UNMETERED = "before_start"
+"""In the validity of receipts of requests that began before the books did."""
 
 
 class Account:
-    """Book-clock counters. Energies are whole microjoules, the same integers as in the receipts."""
+    """Book-clock counters. Energies are whole microjoules, the same integers as in the receipts.
+
+    good_tokens: by SLO, of requests whose energy was metered in this run; for ratios of the last minute.
+    """
 
     def __init__(self, parameters: Parameters) -> None:
         self.parameters = parameters
         self.counters = CounterTable()
         self.request_energy: dict[str, HistogramBook] = {}
+        self.good_tokens = dict.fromkeys((slo.name for slo in parameters.slos), 0)
         self.recent: deque[Receipt] = deque(maxlen=RECENT_RECEIPTS)
         limits = parameters.limits
         self._models = BoundedLabel("model_name", limits.models, limits, self.counters)
@@ -64,11 +69,14 @@ class Account:
         add("request_tokens_total", (engine, model, "prompt_cached"), cached)
         add("request_tokens_total", (engine, model, "generation"), event.generation_tokens)
         self._book_components(engine, model, energy_uj)
+        metered = receipt.quality is not Quality.ESTIMATED and UNMETERED not in receipt.validity
         for slo in self.parameters.slos:
             labels = (slo.name, engine, model, verdict_of(event.outcome, good=receipt.good[slo.name]).value)
             add("slo_requests_total", labels, 1)
             add("slo_tokens_total", labels, event.generation_tokens)
             add("slo_energy_joules_total", labels, energy_uj)
+            if receipt.good[slo.name] and metered:
+                self.good_tokens[slo.name] += event.generation_tokens
         if receipt.tier:
             add("tier_tokens_total", (engine, model, receipt.tier), event.generation_tokens)
             add("tier_energy_joules_total", (engine, model, receipt.tier), energy_uj)
