@@ -17,6 +17,7 @@ from tests.core.scenario import (
     when,
 )
 
+from jouled.core.attribution.engine import EngineBook
 from jouled.core.books import Books
 from jouled.core.pipeline import Pipeline
 from jouled.model.device import Device, DeviceKind, Quality
@@ -323,3 +324,22 @@ def test_a_gap_of_days_is_one_step_and_its_energy_unattributed(days):
     assert result.receipts["later"].joules > 0
     assert result.book.unattributed_uj == pytest.approx(10**12 - node.joules_at(START + 40 * SECOND), rel=1e-3)
     assert result.snapshot.counters["source_gap_seconds_total"][("test", "silent")] == pytest.approx(days * 86_400 - 40)
+
+
+def test_a_bug_in_one_engines_attribution_quarantines_it_and_metering_goes_on(monkeypatch):
+    node = Node(staggered(8, 3.0, decode=2.0), seconds=120.0, samples=True)
+    other = [EnergyReading("gpu9", START + k * SECOND, 70_000_000 * k) for k in range(121)]
+    inputs = [gpu(9), *node.devices(), node.engine, *sorted([*node.inputs()[2:], *other], key=when)]
+    broken = EngineBook.close
+
+    def close(self, cell, row, split):
+        if cell > START // (SECOND // 10) + 500:
+            raise ZeroDivisionError("made up")
+        return broken(self, cell, row, split)
+
+    monkeypatch.setattr(EngineBook, "close", close)
+    result = run([*inputs, request("after", 100.0)])
+    assert result.snapshot.total.measured_uj == node.joules_at(START + 120 * SECOND) + 120 * 70_000_000
+    assert result.book.unattributed_uj > 0
+    assert result.refused == ("quarantined",)
+    assert "ZeroDivisionError" in result.snapshot.degraded[0]

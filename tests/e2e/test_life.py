@@ -5,6 +5,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 from tests.e2e.conftest import METER, QUICK, Launch, children_of, is_running, until_ended
 from tests.support.live import LiveDaemon, wait_for
 
@@ -67,6 +68,23 @@ def test_counters_go_on_after_a_kill(launch: Launch) -> None:
     }
     assert not backwards
     until_metered(again, before[f'{ENERGY}{{device="gpu0",kind="gpu"}}'])
+
+
+def test_books_add_up_after_a_kill(launch: Launch) -> None:
+    daemon = launch()
+    until_metered(daemon, 300.0)
+    daemon.kill()
+    again = launch()
+    until_metered(again, 700.0)
+    snapshot = again.json("/api/v1/snapshot")
+    assert snapshot["balance_uj"] == 0
+    page = again.page()
+    owners = page.total("jouled_energy_joules_total", quality="measured")
+    opened = page.total("jouled_open_energy_joules", quality="measured")
+    assert owners + opened == pytest.approx(
+        page.total("jouled_boundary_energy_joules_total", boundary="compute"), rel=1e-9
+    )
+    assert page.total("jouled_energy_joules_total", owner="downtime") > 0
 
 
 def test_lost_store_starts_from_zero(launch: Launch, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from jouled.core.accounting.account import Account, owners_quality
 from jouled.core.accounting.counters import HistogramBook
 from jouled.core.accounting.receipts import final_receipt, provisional_receipt
 from jouled.core.accounting.windows import History, RatioWindow
+from jouled.core.attribution.cells import cell_of
 from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.group import Booking, DeviceGroup, Final
 from jouled.core.books import Books, CounterSeries, RawCounter
@@ -78,6 +79,7 @@ class Pipeline:
         self._hardware_ns: dict[Group, int] = {}
         self._device_raw: dict[str, RawCounter] = {}
         self._engine_raw: dict[str, dict[str, int]] = {}
+        self._quarantined: dict[str, str] = {}
         self._changed = False
         self._now_ns = 0
         self._take: dict[type, Callable[[Any], str]] = {
@@ -99,7 +101,12 @@ class Pipeline:
 
     def feed(self, item: Input) -> str:
         """Take one input. Returns an empty string, or the short reason for which it was refused (also counted)."""
-        reason = self._take[type(item)](item)
+        try:
+            reason = self._take[type(item)](item)
+        except Exception as error:
+            if not isinstance(item, EngineSample | RequestEvent | RequestStart):
+                raise
+            reason = self._quarantine_engine(item.engine, error)
         if reason and isinstance(item, RequestEvent | RequestStart):
             self._account.counters.add("rejected_events_total", (reason,), 1)
         return reason
@@ -180,7 +187,7 @@ class Pipeline:
         self._regroup()
         book = self._books.get(event.engine)
         if book is None:
-            return "engine_without_devices" if event.engine in self._declared else "unknown_engine"
+            return self._why_no_book(event.engine)
         reason = self._admission.refuse(event, max(self._now_ns, event.seen_ns))
         if reason:
             return reason
@@ -190,11 +197,16 @@ class Pipeline:
             self._account.counters.add("late_events_total", (late,), 1)
         return ""
 
+    def _why_no_book(self, engine: str) -> str:
+        if engine in self._quarantined:
+            return "quarantined"
+        return "engine_without_devices" if engine in self._declared else "unknown_engine"
+
     def _request_start(self, start: RequestStart) -> str:
         self._regroup()
         book = self._books.get(start.engine)
         if book is None:
-            return "engine_without_devices" if start.engine in self._declared else "unknown_engine"
+            return self._why_no_book(start.engine)
         if not self._admission.has_ended(start):
             book.started(start)
         return ""
@@ -300,10 +312,12 @@ class Pipeline:
         self._now_ns = max(now_ns, self._now_ns)
         self._regroup()
         receipts: list[Receipt] = []
-        for group, books in self._groups.items():
+        for group, books in list(self._groups.items()):
             self._settle_downtime(group, books)
-            bookings, finals = books.advance(self._now_ns, everything=everything)
-            receipts += self._take_bookings(group, books, bookings, finals)
+            try:
+                receipts += self._take_bookings(group, books, *books.advance(self._now_ns, everything=everything))
+            except Exception as error:  # noqa: BLE001 - metering goes on when the attribution of one engine fails
+                self._quarantine(group, books, error)
             self._book_hardware(group, books)
         self._live.advance(self._meters)
         self._forget()
@@ -319,6 +333,34 @@ class Pipeline:
             edge_ns = edges.get(name, self._now_ns)
             if edge_ns is not None:
                 meter.curve.forget_before(min(edge_ns, max(residual_ns or edge_ns, self._now_ns - RESIDUAL_KEEP_NS)))
+
+    def _quarantine_engine(self, engine: str, error: Exception) -> str:
+        for group, books in list(self._groups.items()):
+            if engine in group.engines:
+                self._quarantine(group, books, error)
+        return "quarantined"
+
+    def _quarantine(self, group: Group, books: DeviceGroup, error: Exception) -> None:
+        """A bug in the attribution of a group: all it holds, and all it measures from now on, is unattributed.
+
+        Raises the error where there is no engine: then the ledger itself is wrong.
+        """
+        if not group.engines or books.quarantined:
+            raise error
+        account = self._account_of(group)
+        account.measured_uj += books.measured_uj
+        for meter in books.meters:
+            meter.take_late()
+        left_uj = account.measured_uj - account.booked_uj
+        self._book(group, books, Booking(group.engines[0], Owner.UNATTRIBUTED, left_uj))
+        living = DeviceGroup(books.meters, [], self._parameters.idle_policy, quarantined=group.engines[0])
+        living.begin_at({m.device.name: m.curve.last_uj for m in books.meters if m.curve}, cell_of(self._now_ns) + 1)
+        self._groups[group] = living
+        reason = f"{type(error).__name__}: {error}"
+        for engine in group.engines:
+            self._books.pop(engine, None)
+            self._quarantined[engine] = reason
+            self._waiting = {key: event for key, event in self._waiting.items() if event.engine != engine}
 
     def _settle_downtime(self, group: Group, books: DeviceGroup) -> None:
         away_uj = sum(meter.take_downtime() for meter in books.meters)
@@ -452,6 +494,7 @@ class Pipeline:
             engines=tuple(self._engine_view(engine) for engine in self._declared.values()),
             sources=tuple(self._sources.values()),
             recent=self._recent(),
+            degraded=tuple(f"engine {name} is quarantined ({why})" for name, why in self._quarantined.items()),
         )
 
     def _recent(self) -> tuple[Receipt, ...]:

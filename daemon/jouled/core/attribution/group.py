@@ -46,9 +46,15 @@ class Booking(NamedTuple):
 
 
 class DeviceGroup:
-    """One group: its meters, its engines, and the edge up to which it is closed."""
+    """One group: its meters, its engines, and the edge up to which it is closed.
 
-    def __init__(self, meters: Sequence[Meter], engines: Sequence[EngineBook], policy: IdlePolicy) -> None:
+    Without engines its energy goes to one owner: idle, or unattributed under the name of a quarantined engine.
+    """
+
+    def __init__(
+        self, meters: Sequence[Meter], engines: Sequence[EngineBook], policy: IdlePolicy, *, quarantined: str = ""
+    ) -> None:
+        self.quarantined = quarantined
         self.meters = list(meters)
         self.engines = sorted(engines, key=lambda book: book.engine.name)
         self._policy = policy
@@ -118,9 +124,7 @@ class DeviceGroup:
         late_uj = sum(meter.take_late() for meter in self.meters)
         if late_uj:
             self._late_booked_uj += late_uj
-            bookings.append(
-                self._book("" if not self.engines else self.engines[0].engine.name, Owner.UNATTRIBUTED, late_uj)
-            )
+            bookings.append(self._book(self._first_engine(), Owner.UNATTRIBUTED, late_uj))
         if self._anchor is None and not self._find_beginning():
             return bookings, finals
         self._skip_gap(bookings, finals)
@@ -130,6 +134,9 @@ class DeviceGroup:
         if everything:
             self._finish(bookings, finals)
         return bookings, finals
+
+    def _first_engine(self) -> str:
+        return self.engines[0].engine.name if self.engines else self.quarantined
 
     def _find_beginning(self) -> bool:
         known = [meter.curve.first_ns for meter in self.meters if meter.curve]
@@ -188,10 +195,11 @@ class DeviceGroup:
         self._next = cell_of(flat_ns)
 
     def _close_idle(self, until: int, bookings: list[Booking]) -> None:
-        """Devices of no engine are idle."""
-        idle_uj = sum(self._take_energy(until).values())
-        if idle_uj:
-            bookings.append(self._book("", Owner.IDLE, idle_uj))
+        """Devices of no engine are idle; those of a quarantined one are nobody's."""
+        energy_uj = sum(self._take_energy(until).values())
+        if energy_uj:
+            owner = Owner.UNATTRIBUTED if self.quarantined else Owner.IDLE
+            bookings.append(self._book(self.quarantined, owner, energy_uj))
         self._closed(until)
 
     def _closed(self, until: int) -> None:
