@@ -1,52 +1,85 @@
 """What the running daemon costs: CPU and memory of its whole process tree, and its start."""
 
+import os
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import psutil
-from bench.rig import Rig
+from bench.rig import GPUS, JOULED, RAPL_ZONES, REQUESTS_PER_SECOND, Node, daemon, node, process_tree
 from bench.rows import Row, row
+from tests.support.live import LiveDaemon, wait_for
+
+from jouled.app.runtime.recording import Entry, read
+from jouled.model.readings import EnergyReading
 
 WINDOW_SECONDS = 20.0
 WINDOWS = 3
 WARM_UP_SECONDS = 10.0
-WARM_UP_WITH_REQUESTS_SECONDS = 30.0
-"""Cells with requests close 15 s behind now at the earliest; before that there is less to do."""
+BOOKING_TIMEOUT_SECONDS = 240.0
+"""Requests are booked when their cells close; before that there is less to do than in the long run."""
 
 STARTS = 5
+RECORD_SECONDS = 3
 MEBIBYTE = 1 << 20
 
 
 def cpu_and_memory() -> Iterator[Row]:
     """CPU at 10 Hz, at 100 Hz, at the daemon's own choice, and at 10 Hz beside two engines; memory in each case."""
-    yield from _measured("10hz", Rig(interval_seconds=0.1))
-    yield from _measured("10hz_2_engines_50_requests_per_second", Rig(interval_seconds=0.1, engines=True), engines=True)
-    yield from _measured("100hz", Rig(interval_seconds=0.01))
-    yield from _measured("default_intervals", Rig(interval_seconds=None))
+    yield from _cost("10hz", interval_seconds=0.1)
+    yield from _cost("10hz_engines", interval_seconds=0.1, engines=True)
+    yield from _cost("100hz", interval_seconds=0.01)
+    yield from _cost("default_intervals", interval_seconds=None)
 
 
 def start() -> Iterator[Row]:
-    """From the start of the process to its first reading of power, and to the first answer that shows it."""
-    readings, answers = [], []
+    """From the start of the process to its first reading of power, and to the one by which every device was read."""
+    first, whole = [], []
     for _ in range(STARTS):
-        with Rig(interval_seconds=0.1) as rig:
-            answers.append((time.time_ns() - rig.spawned_ns) / 1e9)
-            readings.append((_first_reading_ns(rig) - rig.spawned_ns) / 1e9)
-    yield row("start_to_first_sample", readings, "s")
-    yield row("start_to_first_snapshot_with_all_devices", answers, "s")
+        with node(interval_seconds=0.1) as on:
+            spawned_ns = time.time_ns()
+            read_ns = _first_readings_ns(on)
+        first.append((min(read_ns.values()) - spawned_ns) / 1e9)
+        whole.append((max(read_ns.values()) - spawned_ns) / 1e9)
+    yield row("start_to_first_sample", first, "s")
+    yield row("start_to_first_sample_of_every_device", whole, "s", gpus=GPUS, rapl_zones=RAPL_ZONES)
 
 
-def _measured(case: str, rig: Rig, *, engines: bool = False) -> Iterator[Row]:
-    with rig:
-        time.sleep(WARM_UP_WITH_REQUESTS_SECONDS if engines else WARM_UP_SECONDS)
-        processes = rig.processes()
+def _first_readings_ns(on: Node) -> dict[str, int]:
+    """When `jouled record`, which is the daemon with a recorder, first read each device; Unix nanoseconds."""
+    out = Path(on.folder, "recording.jsonl")
+    command = [str(JOULED), "record", str(out), "--seconds", str(RECORD_SECONDS), "--config", str(on.config)]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, env={**os.environ, **on.environment})
+    found: dict[str, int] = {}
+    for line in read(out):
+        if isinstance(line, Entry) and isinstance(line.item, EnergyReading):
+            found.setdefault(line.item.device, line.item.t_ns)
+    if len(found) != GPUS + RAPL_ZONES:
+        raise RuntimeError(f"{len(found)} devices were read: {sorted(found)}")
+    return found
+
+
+def _cost(case: str, *, interval_seconds: float | None, engines: bool = False) -> Iterator[Row]:
+    about: dict[str, object] = {"gpus": GPUS, "rapl_zones": RAPL_ZONES}
+    with node(interval_seconds=interval_seconds, engines=engines) as on, daemon(on) as running:
+        time.sleep(WARM_UP_SECONDS)
+        if engines:
+            about |= {"engines": 2, "requests_per_second": REQUESTS_PER_SECOND}
+            wait_for(lambda: _booked(running) > 0, BOOKING_TIMEOUT_SECONDS, "no request was ever booked")
+        processes = process_tree(running)
+        booked_before = _booked(running)
         shares = [_cpu_share(processes) for _ in range(WINDOWS)]
         pss = sum(process.memory_full_info().pss for process in processes) / MEBIBYTE
         rss = sum(process.memory_info().rss for process in processes) / MEBIBYTE
-        about = {"processes": len(processes), "gpus": 8, "rapl_zones": 4}
-        requests = rig.daemon.json("/api/v1/snapshot")["requests"].get("completed", 0)
+        about |= {"processes": len(processes), "requests_booked": _booked(running) - booked_before}
     yield row(f"cpu_{case}", [100 * share for share in shares], "% of a core", window_seconds=WINDOW_SECONDS, **about)
-    yield row(f"memory_pss_{case}", [pss], "MiB", rss_mib=round(rss, 1), requests_booked=requests, **about)
+    yield row(f"memory_{case}", [pss], "MiB (PSS)", rss_mib=round(rss, 1), **about)
+
+
+def _booked(running: LiveDaemon) -> int:
+    completed: int = running.json("/api/v1/snapshot")["requests"].get("completed", 0)
+    return completed
 
 
 def _cpu_share(processes: Sequence[psutil.Process]) -> float:
@@ -58,16 +91,3 @@ def _cpu_share(processes: Sequence[psutil.Process]) -> float:
 def _cpu_seconds(processes: Sequence[psutil.Process]) -> float:
     times = [process.cpu_times() for process in processes]
     return sum(spent.user + spent.system for spent in times)
-
-
-def _first_reading_ns(rig: Rig) -> int:
-    """When the first reading was taken, Unix nanoseconds: the last one less the time that readings cover so far."""
-    page, snapshot = rig.daemon.page(), rig.daemon.json("/api/v1/snapshot")
-    while page.total("jouled_source_covered_seconds_total", source="nvml") != (again := rig.daemon.page()).total(
-        "jouled_source_covered_seconds_total", source="nvml"
-    ):
-        page, snapshot = again, rig.daemon.json("/api/v1/snapshot")
-    gpu = next(device for device in snapshot["devices"] if device["kind"] == "gpu")
-    covered = page.total("jouled_source_covered_seconds_total", source="nvml")
-    first: int = gpu["last_reading_ns"] - round(covered * 1e9)
-    return first

@@ -7,6 +7,7 @@ NVML library inside the daemon's own child process and need no feeding.
 
 import argparse
 import asyncio
+import base64
 import json
 import os
 import re
@@ -17,8 +18,11 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from bench.recordings import EXPORT_SECONDS, TOKENS_PER_SECOND, event, poisson
 from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from jouled.model.requests import RequestEvent
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 PAGE = "vllm-0.33.0.prom"
@@ -27,11 +31,8 @@ ZONE_WATTS = 90
 ZONE_SECONDS = 0.005
 """The kernel's counter moves every millisecond; five times the rate of the fastest reader is enough here."""
 
-EXPORT_SECONDS = 5.0
-"""An engine sends its spans in batches (OTEL_BSP_SCHEDULE_DELAY)."""
-
-PROMPT_TOKENS, GENERATION_TOKENS, REQUEST_SECONDS, TTFT_SECONDS = 600, 150, 3.0, 0.06
-STEPS_PER_SECOND = 50.0
+LONGEST_SECONDS = 900.0
+"""Requests are made in advance for so long a run."""
 
 ZONES = {"intel-rapl:0": "package-0", "intel-rapl:0:0": "dram", "intel-rapl:1": "package-1", "intel-rapl:1:0": "dram"}
 
@@ -66,26 +67,28 @@ async def count_energy(powercap: Path) -> None:
 class FakeEngine:
     """One engine under a steady load: its page and its spans tell the same story."""
 
-    def __init__(self, name: str, rate: float) -> None:
+    def __init__(self, name: str, rate: float, seed: int) -> None:
         self.name = name
-        self.rate = rate
-        self.started = time.time()
-        self._sent = 0
+        self._started_ns = time.time_ns()
+        arrivals = poisson(round(rate * LONGEST_SECONDS), rate, seed)
+        self._requests = [event(number, arrival, self._started_ns) for number, arrival in enumerate(arrivals)]
+        self._told_ns = self._started_ns
         self._page = (FIXTURES / "engines" / PAGE).read_text()
         span_line = (FIXTURES / "requests" / SPANS).read_text().splitlines()[-1]
         self._template: dict[str, Any] = json.loads(span_line)["resourceSpans"][0]
 
     def page(self) -> str:
-        """The page now: arrivals at the rate, each request the same length."""
-        seconds = time.time() - self.started
-        finished_prefills = max(int((seconds - TTFT_SECONDS) * self.rate), 0)
+        """The page now, counting as vLLM does: prompts at their first token, generated tokens as they come."""
+        now_ns = time.time_ns()
+        arrived = [request for request in self._requests if request.arrival_ns <= now_ns]
+        decoding = [request for request in arrived if request.first_token_ns <= now_ns]
         values = {
-            "vllm:num_requests_running": self.rate * min(seconds, REQUEST_SECONDS),
+            "vllm:num_requests_running": sum(request.last_token_ns > now_ns for request in arrived),
             "vllm:num_requests_waiting": 0,
-            "vllm:prompt_tokens_total": finished_prefills * PROMPT_TOKENS,
+            "vllm:prompt_tokens_total": sum(request.prompt_tokens for request in decoding),
             "vllm:prompt_tokens_cached_total": 0,
-            "vllm:generation_tokens_total": int(finished_prefills * GENERATION_TOKENS),
-            "vllm:iteration_tokens_total_count": int(seconds * STEPS_PER_SECOND),
+            "vllm:generation_tokens_total": sum(generated_by(request, now_ns) for request in decoding),
+            "vllm:iteration_tokens_total_count": int((now_ns - self._started_ns) * TOKENS_PER_SECOND / 1e9),
         }
         return with_values(self._page, values)
 
@@ -93,38 +96,43 @@ class FakeEngine:
         """Send what has ended since the last time, every 5 s."""
         while True:
             await asyncio.sleep(EXPORT_SECONDS)
-            body = self._spans(time.time())
+            body = self._spans(time.time_ns())
             async with session.post(url, data=body, headers={"Content-Type": "application/x-protobuf"}) as answer:
                 answer.raise_for_status()
 
-    def _spans(self, now: float) -> bytes:
-        ended = max(int((now - self.started - REQUEST_SECONDS) * self.rate), 0)
-        spans = [self._span(number) for number in range(self._sent, ended)]
-        self._sent = ended
+    def _spans(self, now_ns: int) -> bytes:
+        ended = [request for request in self._requests if self._told_ns < request.last_token_ns <= now_ns]
+        self._told_ns = now_ns
         attributes = [{"key": "service.name", "value": {"stringValue": self.name}}]
-        scope = {"scope": self._template["scopeSpans"][0]["scope"], "spans": spans}
+        scope = {"scope": self._template["scopeSpans"][0]["scope"], "spans": [self._span(request) for request in ended]}
         body = {"resourceSpans": [{"resource": {"attributes": attributes}, "scopeSpans": [scope]}]}
         return ParseDict(body, ExportTraceServiceRequest()).SerializeToString()
 
-    def _span(self, number: int) -> dict[str, Any]:
-        start_ns = round((self.started + number / self.rate) * 1e9)
+    def _span(self, request: RequestEvent) -> dict[str, Any]:
+        to_first_token = (request.first_token_ns - request.arrival_ns) / 1e9
         numbers: Mapping[str, float] = {
-            "gen_ai.latency.time_to_first_token": TTFT_SECONDS,
-            "gen_ai.latency.e2e": REQUEST_SECONDS,
+            "gen_ai.latency.time_to_first_token": to_first_token,
+            "gen_ai.latency.e2e": (request.last_token_ns - request.arrival_ns) / 1e9,
             "gen_ai.latency.time_in_queue": 0.0001,
-            "gen_ai.latency.time_in_model_prefill": TTFT_SECONDS - 0.01,
+            "gen_ai.latency.time_in_model_prefill": 0.9 * to_first_token,
         }
-        attributes = [{"key": key, "value": {"doubleValue": value}} for key, value in numbers.items()]
-        counts = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": GENERATION_TOKENS}
-        attributes += [{"key": f"gen_ai.usage.{key}", "value": {"intValue": str(n)}} for key, n in counts.items()]
-        identity = f"chatcmpl-{self.name}-{number:08d}"
+        counts = {"prompt_tokens": request.prompt_tokens, "completion_tokens": request.generation_tokens}
+        attributes: list[dict[str, Any]] = [{"key": k, "value": {"doubleValue": v}} for k, v in numbers.items()]
+        attributes += [{"key": f"gen_ai.usage.{k}", "value": {"intValue": str(v)}} for k, v in counts.items()]
+        attributes.append({"key": "gen_ai.request.id", "value": {"stringValue": f"{request.id}-{self.name}"}})
         return {
             **self._template["scopeSpans"][0]["spans"][0],
-            "spanId": f"{number:011d}=",
-            "startTimeUnixNano": str(start_ns),
-            "endTimeUnixNano": str(start_ns + round(REQUEST_SECONDS * 1e9)),
-            "attributes": [*attributes, {"key": "gen_ai.request.id", "value": {"stringValue": identity}}],
+            "spanId": base64.b64encode(os.urandom(8)).decode(),
+            "startTimeUnixNano": str(request.arrival_ns),
+            "endTimeUnixNano": str(request.last_token_ns),
+            "attributes": attributes,
         }
+
+
+def generated_by(request: RequestEvent, now_ns: int) -> int:
+    """Tokens that a request whose first token is out has made up to now."""
+    so_far = 1 + int((now_ns - request.first_token_ns) * TOKENS_PER_SECOND / 1e9)
+    return min(so_far, request.generation_tokens)
 
 
 def with_values(page: str, values: Mapping[str, float]) -> str:
@@ -165,7 +173,7 @@ def main() -> None:
     parser.add_argument("--traces", default="")
     options = parser.parse_args()
     names = [name for name in options.engines.split(",") if name]
-    engines = [FakeEngine(name, options.rate / len(names)) for name in names]
+    engines = [FakeEngine(name, options.rate / len(names), seed) for seed, name in enumerate(names)]
     asyncio.run(serve(options.powercap, options.port, engines, options.traces))
 
 

@@ -66,13 +66,31 @@ def trace(path: Path) -> Iterator[Arrival]:
 
 def items(arrivals: Iterable[Arrival]) -> list[Item]:
     """Everything the core is fed with, in the order in which a daemon would have seen it."""
-    events = [_event(number, arrival) for number, arrival in enumerate(arrivals)]
+    events = [event(number, arrival, START_NS) for number, arrival in enumerate(arrivals)]
     end_ns = max(event.seen_ns for event in events) + nanoseconds(1.0)
     timed: list[tuple[int, Item]] = [(event.seen_ns, event) for event in events]
     timed += [(reading.t_ns, reading) for reading in _readings(events, end_ns)]
     timed += [(sample.t_ns, sample) for sample in _samples(events, end_ns)]
     timed.sort(key=lambda entry: entry[0])
     return [*_inventory(), *(item for _, item in timed)]
+
+
+def event(number: int, arrival: Arrival, start_ns: int) -> RequestEvent:
+    """The request as its engine tells of it: prefill and decode at constant speed, told with the next batch."""
+    arrival_ns = start_ns + nanoseconds(arrival.seconds)
+    first_ns = arrival_ns + nanoseconds(TTFT_SECONDS + arrival.prompt_tokens / PREFILL_TOKENS_PER_SECOND)
+    last_ns = first_ns + nanoseconds((arrival.generation_tokens - 1) / TOKENS_PER_SECOND)
+    export_ns = nanoseconds(EXPORT_SECONDS)
+    return RequestEvent(
+        engine=ENGINE,
+        id=f"chatcmpl-{number:08x}",
+        arrival_ns=arrival_ns,
+        first_token_ns=first_ns,
+        last_token_ns=last_ns,
+        prompt_tokens=arrival.prompt_tokens,
+        generation_tokens=arrival.generation_tokens,
+        seen_ns=-(-last_ns // export_ns) * export_ns,
+    )
 
 
 def write(path: Path, recorded: Iterable[Item]) -> None:
@@ -88,23 +106,6 @@ def _inventory() -> tuple[Device, Engine]:
         name=GPU, kind=DeviceKind.GPU, vendor="nvidia", product="H100", idle_watts=IDLE_WATTS, max_watts=700.0
     )
     return device, Engine(name=ENGINE, type="vllm", model="Llama-3.1-8B", devices=(GPU,))
-
-
-def _event(number: int, arrival: Arrival) -> RequestEvent:
-    arrival_ns = START_NS + nanoseconds(arrival.seconds)
-    first_ns = arrival_ns + nanoseconds(TTFT_SECONDS + arrival.prompt_tokens / PREFILL_TOKENS_PER_SECOND)
-    last_ns = first_ns + nanoseconds((arrival.generation_tokens - 1) / TOKENS_PER_SECOND)
-    export_ns = nanoseconds(EXPORT_SECONDS)
-    return RequestEvent(
-        engine=ENGINE,
-        id=f"chatcmpl-{number:08x}",
-        arrival_ns=arrival_ns,
-        first_token_ns=first_ns,
-        last_token_ns=last_ns,
-        prompt_tokens=arrival.prompt_tokens,
-        generation_tokens=arrival.generation_tokens,
-        seen_ns=-(-last_ns // export_ns) * export_ns,
-    )
 
 
 def _running(events: Iterable[RequestEvent], step_ns: int, steps: int) -> list[int]:

@@ -110,7 +110,7 @@ def _alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _overlay(folder: Path, root: Path) -> Iterator[None]:
-    # What the machine writes stays in memory: on the host's disk each of its syncs would wait for all that others wrote.
+    # What the machine writes stays in memory: on the host's disk its syncs would wait for all that others wrote.
     layers = folder / "layers"
     with _mounted("tmpfs", "size=512m", layers):
         for name in ("upper", "work"):

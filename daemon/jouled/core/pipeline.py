@@ -270,13 +270,22 @@ class Pipeline:
     def _found(
         self, group: Group, engines: dict[str, Engine], closed: dict[str, int], edges: dict[str, int]
     ) -> DeviceGroup:
-        books = [EngineBook(engines[name], self._parameters) for name in group.engines]
+        books = [
+            EngineBook(engines[name], self._parameters, knows_uplift=self._knows_uplift(engines[name]))
+            for name in group.engines
+        ]
         found = DeviceGroup([self._meters[name] for name in group.devices], books, self._parameters.idle_policy)
         before = [edges[name] for name in group.devices if name in edges]
         if before:
             found.begin_at({name: closed[name] for name in group.devices if name in closed}, max(before))
         self._merge_accounts(group)
         return found
+
+    def _knows_uplift(self, engine: Engine) -> bool:
+        """Whether all devices of an engine tell what being busy adds: without it, step density would mislead."""
+        return all(
+            self._meters[name].device.uplift_watts is not None for name in engine.devices if name in self._meters
+        )
 
     def _account_of(self, group: Group) -> GroupAccount:
         key = (group.devices, group.engines)

@@ -6,6 +6,7 @@ energy over the channels and reads requests out as their last cell closes.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS, cell_of, start_of
@@ -15,6 +16,7 @@ from jouled.core.attribution.lost import LostWork
 from jouled.core.attribution.priors import betas
 from jouled.core.attribution.request import DECODE, DONE, ZERO, Parts, Prefix, Request
 from jouled.core.attribution.service_start import KEEP_CELLS, ServiceStart
+from jouled.core.attribution.step_density import StepDensity
 from jouled.model.engine import Engine, EngineSample
 from jouled.model.parameters import IdlePolicy, Parameters
 from jouled.model.requests import RequestEvent, RequestStart
@@ -41,7 +43,7 @@ class Split(NamedTuple):
 class EngineBook:
     """Attribution for one engine. Cells before `next_cell` are closed."""
 
-    def __init__(self, engine: Engine, parameters: Parameters) -> None:
+    def __init__(self, engine: Engine, parameters: Parameters, *, knows_uplift: bool = False) -> None:
         self.engine = engine
         self.betas = betas(engine)
         self._policy = parameters.idle_policy
@@ -63,6 +65,8 @@ class EngineBook:
         self._origin_ns = 0
         self._cell_ns = 0
         self._step_ratio = 1.0
+        self._density = StepDensity()
+        self._knows_uplift = knows_uplift
         self._spent = [0.0] * 6
         self._worked = [0.0] * 6
         self._carried: dict[str, Parts] = {}
@@ -221,10 +225,13 @@ class EngineBook:
         )
 
     def _assess_steps(self, begin: int, rows: Sequence[Row]) -> None:
-        """Estimate engine steps per cell, scaled to what the step counter says where there is one."""
+        """Estimate engine steps per cell, by density and scaled to what the step counter says where there is one."""
+        if self._knows_uplift:
+            self._observe_density(begin, rows)
+            self._density.weigh(rows)
         for row in rows:
             if row.decoders > 0.0:
-                row.steps = row.decode / row.decoders * min(row.decoders, CELL_SECONDS * row.busy)
+                row.steps = row.density * row.decode / row.decoders * min(row.decoders, CELL_SECONDS * row.busy)
             elif row.prefill > 0.0:
                 row.steps = row.prefill / CHUNK_TOKENS
         counted = _counted_over(self.census, "steps", begin, len(rows))
@@ -237,6 +244,13 @@ class EngineBook:
         for row in rows:
             row.steps *= self._step_ratio
 
+    def _observe_density(self, begin: int, rows: Sequence[Row]) -> None:
+        looks = self.census.between(start_of(begin), start_of(begin + len(rows)))
+        for before, after in pairwise(looks):
+            if before.steps is not None and after.steps is not None:
+                chosen = rows[cell_of(before.t_ns) - begin : cell_of(after.t_ns) - begin]
+                self._density.observe(chosen, after.steps - before.steps)
+
     # closing
 
     def expected_uj(self, row: Row) -> float:
@@ -244,22 +258,22 @@ class EngineBook:
         return sum(self._expected(row))
 
     def _expected(self, row: Row) -> tuple[float, float, float, float, float]:
-        beta = self.betas
+        beta, density = self.betas, row.density
         lost = row.lost
         if lost is None:
             return (
                 beta.step * row.steps,
                 beta.prefill * row.prefill,
                 beta.attention * row.attention,
-                beta.decode * row.decode,
-                beta.kv * row.kv,
+                beta.decode * row.decode * density,
+                beta.kv * row.kv * density,
             )
         return (
             beta.step * row.steps,
             beta.prefill * (row.prefill + lost.prefill),
             beta.attention * (row.attention + lost.attention),
-            beta.decode * (row.decode + lost.decode),
-            beta.kv * (row.kv + lost.kv),
+            beta.decode * (row.decode + lost.decode) * density,
+            beta.kv * (row.kv + lost.kv) * density,
         )
 
     def close(self, cell: int, row: Row, split: Split) -> tuple[int, list[Request]]:
@@ -301,8 +315,8 @@ class EngineBook:
             step=scale * expected[0] / residents,
             prefill=scale * beta.prefill,
             attention=scale * beta.attention,
-            decode=scale * beta.decode,
-            kv=scale * beta.kv,
+            decode=scale * beta.decode * row.density,
+            kv=scale * beta.kv * row.density,
         )
         self._remember(row, residents, static, scale, expected)
         return 0

@@ -74,11 +74,14 @@ class Cell:
         "x_decoders",
         "x_kv",
         "x_prefill",
+        "x_prefillers",
         "x_resident",
     )
 
     def __init__(self) -> None:
-        self.x_resident = self.x_prefill = self.x_attention = self.x_decode = self.x_kv = self.x_decoders = 0.0
+        self.x_resident = self.x_prefill = self.x_prefillers = self.x_attention = self.x_decode = self.x_kv = (
+            self.x_decoders
+        ) = 0.0
         self.d_prefill = self.d_attention = self.d_decode = self.d_kv = self.d_kv_slope = 0.0
         self.d_resident = self.d_decoders = 0
         self.n_resident = self.n_prefill = self.n_decode = 0
@@ -88,7 +91,10 @@ class Cell:
 
 
 class Row:
-    """What one cell asks for: integrals per channel, the busy fraction, and whether anybody is there at all."""
+    """What one cell asks for: integrals per channel, the busy fraction, and whether anybody is there at all.
+
+    prefilling: the part of the cell in which a prefill runs; density: decode work per work told, 1 on average.
+    """
 
     __slots__ = (
         "active",
@@ -96,11 +102,13 @@ class Row:
         "busy",
         "decode",
         "decoders",
+        "density",
         "generation_expected",
         "kv",
         "lost",
         "marks",
         "prefill",
+        "prefilling",
         "prompt_expected",
         "resident",
         "steps",
@@ -109,6 +117,8 @@ class Row:
     def __init__(self) -> None:
         self.resident = self.prefill = self.attention = self.decode = self.kv = self.decoders = 0.0
         self.busy = self.steps = self.generation_expected = self.prompt_expected = 0.0
+        self.prefilling = 0.0
+        self.density = 1.0
         self.active = False
         self.lost: Lost | None = None
         self.marks: list[tuple[int, object]] = []
@@ -177,6 +187,7 @@ class Load:
         rest = (CELL_NS - start_ns % CELL_NS) / NANOSECONDS_PER_SECOND
         cell = self.cell(start_ns // CELL_NS)
         cell.x_prefill += rate * rest
+        cell.x_prefillers += rest
         cell.x_attention += attention_rate * rest
         cell.d_prefill += rate
         cell.d_attention += attention_rate
@@ -184,6 +195,7 @@ class Load:
         rest = (CELL_NS - first_ns % CELL_NS) / NANOSECONDS_PER_SECOND
         cell = self.cell(first_ns // CELL_NS)
         cell.x_prefill -= rate * rest
+        cell.x_prefillers -= rest
         cell.x_attention -= attention_rate * rest
         cell.d_prefill -= rate
         cell.d_attention -= attention_rate
@@ -224,6 +236,7 @@ class Load:
         row.decoders = self._decodes * delta
         row.kv = self._kv * delta + self._kv_slope * delta * delta / 2
         self._kv += self._kv_slope * delta
+        row.prefilling = float(self._prefills > 0)
         row.busy, row.active = float(self.residents > 0), self.residents > 0
         cell = self.cells.pop(index, None)
         if cell is not None:
@@ -240,6 +253,7 @@ class Load:
         touched_decode = self._decodes or cell.n_decode or cell.x_decode
         row.busy = 1.0 if self.residents > cell.ending else union_ns(cell.edges) / CELL_NS
         row.active = row.busy > 0.0
+        row.prefilling = min((self._prefills * CELL_SECONDS + cell.x_prefillers) / CELL_SECONDS, 1.0)
         row.resident = max(row.resident + cell.x_resident, 0.0)
         row.prefill = max(row.prefill + cell.x_prefill, 0.0) if touched_prefill else 0.0
         row.attention = max(row.attention + cell.x_attention, 0.0) if touched_prefill else 0.0
