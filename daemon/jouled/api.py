@@ -125,10 +125,14 @@ class EngineHint(Struct, frozen=True, kw_only=True):
 
 
 class ReceivedRequest(Struct, frozen=True, kw_only=True):
-    """One event from outside with times in Unix nanoseconds; `engine` of the event is filled in by the runtime."""
+    """One event from outside with times in Unix nanoseconds; `engine` of the event is filled in by the runtime.
+
+    position: where it stood in the body, as in `Rejected`; for what is refused after decoding.
+    """
 
     event: RequestEvent | RequestStart
     hint: EngineHint = EngineHint()
+    position: str = ""
 
 
 class Rejected(Struct, frozen=True):

@@ -8,9 +8,10 @@ from tests.core.scenario import SECOND, START, gpu
 from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS
 from jouled.core.attribution.census import Census, Monotone
 from jouled.core.attribution.idle import IdlePower
-from jouled.core.attribution.load import Load, Work, union_ns
+from jouled.core.attribution.load import Load, Row, Work, union_ns
 from jouled.core.attribution.priors import betas, sizes_from_name
 from jouled.core.attribution.service_start import ServiceStart
+from jouled.core.attribution.step_density import StepDensity
 from jouled.model.engine import Engine, EngineSample
 
 
@@ -182,3 +183,32 @@ def test_idle_power_is_configured_learned_or_estimated():
 
 
 assert CELL_NS == SECOND // 10
+
+
+def rows_of(prefilling: list[float], decode: float) -> list[Row]:
+    rows = []
+    for part in prefilling:
+        row = Row()
+        row.busy, row.prefilling, row.decode = 1.0, part, decode
+        rows.append(row)
+    return rows
+
+
+def test_step_density_is_learned_from_counted_steps():
+    density = StepDensity()
+    assert density.ratio == 1.0
+    for k in range(20):
+        prefilling = [1.0] * (k % 5) + [0.0] * (50 - k % 5)
+        density.observe(rows_of(prefilling, 1.0), 3.0 * (50 - k % 5) + 0.6 * (k % 5))
+    assert density.ratio == pytest.approx(0.2)
+    rows = rows_of([1.0, 0.0, 0.5, 0.0], 2.0)
+    density.weigh(rows)
+    assert sum(row.decode * row.density for row in rows) == pytest.approx(8.0)
+    assert rows[0].density == pytest.approx(0.2 * rows[1].density)
+
+
+def test_step_density_stays_even_without_contrast():
+    density = StepDensity()
+    for _ in range(20):
+        density.observe(rows_of([0.0] * 50, 1.0), 150.0)
+    assert density.ratio == 1.0

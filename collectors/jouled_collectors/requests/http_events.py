@@ -89,7 +89,7 @@ class HttpEventsReceiver:
         rejected = []
         for position, record in _lines(body) if lines else _elements(body):
             try:
-                requests.append(_read(record))
+                requests.append(_read(record, position))
             except RefusedError as error:
                 rejected.append(Rejected(position, error.reason, str(error)[:_LONGEST_MESSAGE]))
         return Received(requests=requests, rejected=rejected)
@@ -114,18 +114,18 @@ def _elements(body: bytes) -> Iterator[tuple[str, msgspec.Raw]]:
         yield "$", json_body.decode(body, msgspec.Raw)
 
 
-def _read(record: bytes | msgspec.Raw) -> ReceivedRequest:
+def _read(record: bytes | msgspec.Raw, position: str) -> ReceivedRequest:
     kind = _decode(record, _Kind).type
     if kind == "request":
         request = _decode(record, _Request)
         event = _event(request)
         check_request(event)
-        return ReceivedRequest(event=event, hint=EngineHint(engine=request.engine))
+        return ReceivedRequest(event=event, hint=EngineHint(engine=request.engine), position=position)
     if kind == "request_start":
         start = _decode(record, _Start)
         started = RequestStart(engine=start.engine, id=start.id, arrival_ns=start.arrival_ns)
         check_start(started)
-        return ReceivedRequest(event=started, hint=EngineHint(engine=start.engine))
+        return ReceivedRequest(event=started, hint=EngineHint(engine=start.engine), position=position)
     raise RefusedError("unknown_type", "neither `request` nor `request_start` - at `$.type`")
 
 

@@ -4,15 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import msgspec
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTracePartialSuccess,
-    ExportTraceServiceResponse,
-)
+from msgspec.structs import replace
 
 from jouled.api import Received, Rejected
-from jouled_collectors.requests import otlp_json, otlp_protobuf
 from jouled_collectors.requests.checks import RefusedError
 from jouled_collectors.requests.json_body import media_type
+from jouled_collectors.requests.spans import SpanBatch
 from jouled_collectors.requests.vllm_span import SPAN_NAME, read_request
 
 _JSON = "application/json"
@@ -29,13 +26,12 @@ class OtlpReceiver:
 
     def decode(self, body: bytes, content_type: str) -> Received:
         """Read an export request. Raises `MalformedBodyError` with the position of the fault."""
-        reader = otlp_json if media_type(content_type) == _JSON else otlp_protobuf
-        batch = reader.read_spans(body, SPAN_NAME)
+        batch = _read_spans(body, content_type)
         requests = []
         rejected = list(batch.rejected)
         for position, span in batch.wanted:
             try:
-                requests.append(read_request(span))
+                requests.append(replace(read_request(span), position=position))
             except RefusedError as error:
                 rejected.append(Rejected(position, error.reason, str(error)))
         return Received(requests=requests, rejected=rejected, ignored=batch.ignored)
@@ -47,6 +43,19 @@ class OtlpReceiver:
         return _protobuf_answer(received.rejected), {"Content-Type": _PROTOBUF}
 
 
+# The protobuf library costs a fifth of a second and some megabytes: it is imported when the first such body comes.
+
+
+def _read_spans(body: bytes, content_type: str) -> SpanBatch:
+    if media_type(content_type) == _JSON:
+        from jouled_collectors.requests import otlp_json
+
+        return otlp_json.read_spans(body, SPAN_NAME)
+    from jouled_collectors.requests import otlp_protobuf
+
+    return otlp_protobuf.read_spans(body, SPAN_NAME)
+
+
 def _json_answer(rejected: Sequence[Rejected]) -> bytes:
     if not rejected:
         return b"{}"
@@ -55,10 +64,9 @@ def _json_answer(rejected: Sequence[Rejected]) -> bytes:
 
 
 def _protobuf_answer(rejected: Sequence[Rejected]) -> bytes:
-    if not rejected:
-        return ExportTraceServiceResponse().SerializeToString()
-    partial = ExportTracePartialSuccess(rejected_spans=len(rejected), error_message=_message(rejected))
-    return ExportTraceServiceResponse(partial_success=partial).SerializeToString()
+    from jouled_collectors.requests import otlp_protobuf
+
+    return otlp_protobuf.answer(len(rejected), _message(rejected)) if rejected else b""
 
 
 def _message(rejected: Sequence[Rejected]) -> str:

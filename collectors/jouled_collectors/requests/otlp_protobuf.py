@@ -3,7 +3,11 @@
 from collections.abc import Iterable, Sequence
 
 from google.protobuf.message import DecodeError, Message
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTracePartialSuccess,
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 
@@ -42,6 +46,12 @@ def read_spans(body: bytes, wanted: str) -> SpanBatch:
                 else:
                     batch.wanted.append((position(i, j, k), _span(span, resource)))
     return batch
+
+
+def answer(rejected_spans: int, message: str) -> bytes:
+    """An `ExportTraceServiceResponse` that tells of spans that were refused."""
+    partial = ExportTracePartialSuccess(rejected_spans=rejected_spans, error_message=message)
+    return ExportTraceServiceResponse(partial_success=partial).SerializeToString()
 
 
 def _ids_are_whole(span: trace_pb2.Span) -> bool:

@@ -212,7 +212,9 @@ class Pipeline:
         return ""
 
     def _source(self, report: SourceReport) -> str:
-        view = SourceView(source=report.source, state=report.state, reason=report.reason, message=report.message)
+        view = SourceView(
+            source=report.source, state=report.state, reason=report.reason, message=report.message, mend=report.mend
+        )
         self._sources[report.source] = view
         if report.reason:
             self._account.counters.add("source_errors_total", (report.source, report.reason), 1)

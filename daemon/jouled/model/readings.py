@@ -35,13 +35,14 @@ class DeviceStatus(Struct, frozen=True, gc=False, tag="status", kw_only=True):
 
 
 class SourceReport(Struct, frozen=True, tag="source", kw_only=True):
-    """A source changed its state, or failed once more."""
+    """A source changed its state, or failed once more. `mend`: what the operator can do, apart from the message."""
 
     source: str
     state: SourceState
     t_ns: int
     reason: str = ""
     message: str = ""
+    mend: str = ""
 
 
 class ClockStep(Struct, frozen=True, gc=False, tag="clock"):

@@ -128,3 +128,11 @@ def test_what_the_receiver_refused_is_kept_and_counted() -> None:
     received = desk.ingest.take(Received(requests=[ReceivedRequest(event=event())], rejected=[refused]))
     assert list(received.rejected) == [refused]
     assert desk.counted == {"wrong_type": 1}
+
+
+def test_refusal_names_the_position_in_the_body() -> None:
+    received = Desk([BIG, SMALL]).take(
+        ReceivedRequest(event=event(), hint=EngineHint(engine="none"), position="line 3"),
+        ReceivedRequest(event=event(), hint=EngineHint(engine="none"), position="[4]"),
+    )
+    assert [refused.position for refused in received.rejected] == ["line 3", "[4]"]

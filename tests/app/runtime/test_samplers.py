@@ -90,7 +90,7 @@ def test_error_is_reported_closed_and_opened_again() -> None:
     reports = [report for batch in batches for report in batch.reports]
     assert [report.state for report in reports][:3] == [SourceState.OK, SourceState.DOWN, SourceState.OK]
     assert reports[1].reason == "gpu_lost"
-    assert reports[1].message == "the GPU is lost. Reboot"
+    assert (reports[1].message, reports[1].mend) == ("the GPU is lost", "Reboot")
     assert collector.sources[0].closed
     assert len(collector.sources) == 2
 

@@ -67,7 +67,7 @@ class ChildSupervisor:
                 continue
             if error is not None:
                 _log.warning("source %s: %s", self.name, error)
-                self._report(error.state, error.reason, str(error))
+                self._report(error.state, error.reason, error.message)
             await asyncio.sleep((self._missing if self._is_absent else self._broken).next_seconds())
 
     async def release(self, seconds: float) -> bool:

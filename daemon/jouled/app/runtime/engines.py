@@ -114,7 +114,8 @@ class EnginePoller:
                 source=self.engine.name,
                 state=error.state,
                 reason=error.reason,
-                message=str(error),
+                message=error.message,
+                mend=error.mend,
                 t_ns=self._clock.now_ns(),
             )
         )

@@ -54,7 +54,7 @@ class Ingest:
 
     def _take_one(self, request: ReceivedRequest, engines: list[Engine], now_ns: int) -> Rejected | None:
         engine = find_engine(request.hint, engines)
-        position = f"request {request.event.id}"
+        position = request.position or f"request {request.event.id}"
         if engine is None:
             self._count(_UNKNOWN_ENGINE)
             return Rejected(position, _UNKNOWN_ENGINE, _whose(request.hint, engines))

@@ -138,7 +138,14 @@ class _Outbox:
         """Report an error at once."""
         now_ns = self._clock.now_ns()
         self._batch.reports.append(
-            SourceReport(source=self._source, state=error.state, reason=error.reason, message=str(error), t_ns=now_ns)
+            SourceReport(
+                source=self._source,
+                state=error.state,
+                reason=error.reason,
+                message=error.message,
+                mend=error.mend,
+                t_ns=now_ns,
+            )
         )
         self._flush(now_ns, self._known)
 

@@ -24,7 +24,7 @@ class Sources:
         """Take a report."""
         before = self._views.get(report.source)
         self._views[report.source] = SourceView(
-            source=report.source, state=report.state, reason=report.reason, message=report.message
+            source=report.source, state=report.state, reason=report.reason, message=report.message, mend=report.mend
         )
         if before is None or (before.state, before.reason) != (report.state, report.reason):
             level = logging.INFO if report.state in {SourceState.OK, SourceState.RELEASED} else logging.WARNING
@@ -59,4 +59,5 @@ class Sources:
 
 
 def _because(report: SourceReport) -> str:
-    return f" ({report.reason}): {report.message}" if report.reason else ""
+    mend = f". {report.mend}" if report.mend else ""
+    return f" ({report.reason}): {report.message}{mend}" if report.reason else ""

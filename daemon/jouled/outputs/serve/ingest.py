@@ -22,6 +22,7 @@ _NAMED_IN_ANSWER = 100
 def ingest_handler(door: Door, ingest: HttpIngest) -> Handler:
     """The handler of one receiver's path."""
     large = asyncio.Semaphore(_LARGE_AT_ONCE)
+    seen_types: set[str] = set()
 
     async def handle(request: web.Request) -> web.StreamResponse:
         content_type = request.headers.get("Content-Type", "")
@@ -35,7 +36,9 @@ def ingest_handler(door: Door, ingest: HttpIngest) -> Handler:
         raw = await read_body(request)
         if door.forward is not None:
             door.forward(ingest, raw, request.headers)
-        if zipped or len(raw) > _IN_THE_LOOP_BYTES:
+        # The first body of a type may make its receiver import a library, which takes longer than the loop may wait.
+        if zipped or len(raw) > _IN_THE_LOOP_BYTES or request.content_type not in seen_types:
+            seen_types.add(request.content_type)
             async with large:
                 received = await asyncio.to_thread(_decode, ingest, raw, zipped, content_type)
         else:
