@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.conftest import QUICK
+from tests.e2e.conftest import QUICK, until_ended
 from tests.support.live import LiveDaemon, wait_for
 
 
@@ -40,6 +40,12 @@ def test_demo_meters_the_twin_and_leaves_it_running(demo: LiveDaemon, tmp_path: 
     demo.process.send_signal(signal.SIGINT)
     assert demo.process.wait(15) == 0
     assert "The twin runs on" in demo.log_tail()
+    assert f"jouled demo --stop --state {tmp_path / 'demo'}" in demo.log_tail()
     twin = json.loads((tmp_path / "demo/twin/twin.json").read_text())
     with urllib.request.urlopen(f"{twin['url']}/healthz", timeout=5) as answer:
         assert json.load(answer)["spans_url"] == f"{demo.url}/v1/traces"
+    stop = [*map(str, QUICK), "demo", "--stop", "--state", str(tmp_path / "demo")]
+    for words in ("stopped\n", "no twin runs\n"):
+        done = subprocess.run(stop, capture_output=True, text=True, timeout=25, check=True)
+        assert done.stdout == words
+    assert until_ended(twin["pid"])

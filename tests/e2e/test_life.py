@@ -1,10 +1,14 @@
 """Start, stop, death and return of a real daemon."""
 
+import json
 import os
 import re
+import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.e2e.conftest import METER, QUICK, Launch, children_of, is_running, until_ended
 from tests.support.live import LiveDaemon, wait_for
@@ -154,3 +158,17 @@ def test_recording_without_serving(tmp_path: Path, environment: dict[str, str]) 
     done = jouled(environment, "record", out, "--seconds", "2", "--config", config)
     assert done.returncode == 0, done.stderr
     assert sum('"type":"energy"' in line for line in out.read_text().splitlines()) >= 5
+
+
+def test_what_was_read_last_is_committed_at_the_end(launch: Launch, tmp_path: Path) -> None:
+    """The meter gives 200 W: what the books lack at the end is the time since the last reading."""
+    daemon = launch(METER, "--record", tmp_path / "out.jsonl")
+    until_metered(daemon, 300.0)
+    assert daemon.stop() == 0
+    ended_ns = (tmp_path / "out.jsonl").stat().st_mtime_ns
+    last = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines() if '"energy"' in line][-1]
+    assert ended_ns - last["t_ns"] < 700_000_000, "the batch of the last second was dropped"
+    with closing(sqlite3.connect(tmp_path / "state/jouled.sqlite3")) as store:
+        [books] = store.execute("SELECT books FROM books").fetchone()
+    raw = msgspec.msgpack.decode(books)["books"]["device_raw"]["gpu0"]
+    assert raw[1] == pytest.approx(last["t_ns"], abs=1_000_000)

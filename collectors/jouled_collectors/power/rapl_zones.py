@@ -63,7 +63,7 @@ def denied(path: Path) -> SourceError:
         f"RAPL counters may not be read: {path} is for root alone since CVE-2020-8694",
         mend=f"As root: echo '{rule}' > /etc/udev/rules.d/90-jouled-powercap.rules && udevadm control --reload"
         " && udevadm trigger --subsystem-match=powercap --action=add"
-        " -- or give the service CAP_DAC_READ_SEARCH: AmbientCapabilities=CAP_DAC_READ_SEARCH and"
+        " -- or give the service CAP_DAC_READ_SEARCH: PrivateUsers=no, AmbientCapabilities=CAP_DAC_READ_SEARCH and"
         " CapabilityBoundingSet=CAP_DAC_READ_SEARCH by `systemctl edit jouled`",
     )
 

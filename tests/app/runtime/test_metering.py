@@ -7,7 +7,7 @@ import pytest
 
 from jouled.app.runtime.batch import Batch
 from jouled.app.runtime.clock import BootClock
-from jouled.app.runtime.metering import Metering
+from jouled.app.runtime.metering import FAILED, Metering
 from jouled.app.runtime.own import OwnCounts
 from jouled.app.runtime.recording import Entry, Writer, read
 from jouled.core.pipeline import Input, Pipeline
@@ -82,12 +82,15 @@ def test_silent_source_becomes_stale() -> None:
     assert core.sources.views()[0].state is SourceState.STALE
 
 
-def test_error_of_the_core_is_told_once_more_than_raised() -> None:
+def test_error_of_the_core_is_told_once_and_nothing_is_taken_after_it() -> None:
     core, pipeline, failures = metering()
     pipeline.fails = True
-    with pytest.raises(ZeroDivisionError):
-        core.take_batch(batch(core.clock.now_ns()))
-    assert len(failures) == 1
+    core.take_batch(batch(core.clock.now_ns()))
+    assert [type(error) for error in failures] == [ZeroDivisionError]
+    pipeline.fails = False
+    assert core.feed(EnergyReading("gpu0", 1, 5)) == FAILED
+    assert core.advance() == []
+    assert not pipeline.fed
 
 
 def test_everything_fed_is_recorded(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jouled.app.runtime import publisher as publisher_module
 from jouled.app.runtime.batch import Batch
 from jouled.app.runtime.own import OwnCounts
 from jouled.app.runtime.publisher import Commit, Publisher, restore
@@ -50,7 +51,7 @@ SNAPSHOT = Snapshot(t_ns=10**18)
 async def test_committed_books_come_back(tmp_path: Path) -> None:
     store, published = Store(tmp_path), Published(tmp_path / "published")
     assert restore(store, published) is None
-    publisher = Publisher(store, published)
+    publisher = Publisher(store, published, OwnCounts.empty())
     publisher.hold([receipt("a")])
     await publisher.publish(commit(7), SNAPSHOT)
     assert publisher.snapshot.sequence == 1
@@ -62,7 +63,7 @@ async def test_committed_books_come_back(tmp_path: Path) -> None:
 
 async def test_older_store_than_published_starts_from_zero(tmp_path: Path) -> None:
     store, published = Store(tmp_path), Published(tmp_path / "published")
-    publisher = Publisher(store, published)
+    publisher = Publisher(store, published, OwnCounts.empty())
     await publisher.publish(commit(7), SNAPSHOT)
     published.write(5)
     assert restore(store, published) is None
@@ -94,7 +95,7 @@ class BrokenStore(Store):
 
 async def test_what_is_not_committed_is_not_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store, published = BrokenStore(tmp_path), Published(tmp_path / "published")
-    publisher = Publisher(store, published)
+    publisher = Publisher(store, published, OwnCounts.empty())
     store.failures = 2
     publisher.hold([receipt("a")])
     await publisher.publish(commit(1), SNAPSHOT)
@@ -107,6 +108,32 @@ async def test_what_is_not_committed_is_not_shown(tmp_path: Path, caplog: pytest
     assert publisher.snapshot.sequence == 1
     assert store.committed == ["a", "b"], "receipts wait for the commit that has them"
     assert sum("disk full" in record.message for record in caplog.records) == 1
+    store.close()
+
+
+async def test_receipts_that_find_no_store_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher_module, "MOST_WAITING_RECEIPTS", 3)
+    store, own = BrokenStore(tmp_path), OwnCounts.empty()
+    publisher = Publisher(store, Published(tmp_path / "published"), own)
+    store.failures = 1
+    publisher.hold([receipt(name) for name in "ab"])
+    await publisher.publish(commit(1), SNAPSHOT)
+    publisher.hold([receipt(name) for name in "cde"])
+    assert publisher.waiting == 3
+    await publisher.publish(commit(2), SNAPSHOT)
+    assert store.committed == ["c", "d", "e"], "the oldest are dropped"
+    assert own.added_to(Snapshot()).counters["receipts_dropped_total"] == {("store_failing",): 2}
+    assert "receipts_removed_total" not in own.added_to(Snapshot()).counters
+    store.close()
+
+
+async def test_what_retention_removes_is_counted_once(tmp_path: Path) -> None:
+    store, own = Store(tmp_path, receipt_days=1), OwnCounts.empty()
+    publisher = Publisher(store, Published(tmp_path / "published"), own)
+    publisher.hold([receipt("a"), receipt("b")])
+    for _ in range(2):
+        await publisher.publish(commit(1), Snapshot(t_ns=10**18 + 2 * 86_400 * 10**9))
+    assert own.added_to(Snapshot()).counters["receipts_removed_total"] == {("age",): 2}
     store.close()
 
 

@@ -128,3 +128,12 @@ def test_fatal_error_ends_the_sampler() -> None:
     assert len(batches) == 1
     assert not stop.waited
     assert not stop.is_set()
+
+
+def test_what_was_read_last_is_emitted_at_the_stop() -> None:
+    collector = Scripted(FakeSource)
+    clock = ManualClock()
+    batches, _ = run(collector, waits=25, clock=clock)
+    times = [reading.t_ns for batch in batches for reading in batch.readings]
+    assert clock.ns - times[-1] < 200_000_000
+    assert len(times) == 25

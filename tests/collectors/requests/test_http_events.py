@@ -56,7 +56,7 @@ def test_is_an_http_ingest() -> None:
 
 
 def test_one_object() -> None:
-    assert decode(PLAIN) == Received(requests=[ReceivedRequest(event=TAKEN)], rejected=[])
+    assert decode(PLAIN) == Received(requests=[ReceivedRequest(event=TAKEN, position="$")], rejected=[])
 
 
 def test_a_line_of_a_recording_with_every_field() -> None:
@@ -86,20 +86,20 @@ def test_a_line_of_a_recording_with_every_field() -> None:
         preemptions=2,
     )
     (received,) = decode(record).requests
-    assert received == ReceivedRequest(event=expected, hint=EngineHint(engine="vllm-8000"))
+    assert received == ReceivedRequest(event=expected, hint=EngineHint(engine="vllm-8000"), position="$")
 
 
 def test_durations_in_place_of_moments() -> None:
     record = PLAIN | {"ttft_seconds": 0.065, "e2e_seconds": 0.107}
     del record["first_token_ns"], record["last_token_ns"]
-    assert decode(record).requests == [ReceivedRequest(event=TAKEN)]
+    assert decode(record).requests == [ReceivedRequest(event=TAKEN, position="$")]
 
 
 def test_the_start_of_a_request() -> None:
     record = {"type": "request_start", "id": "a", "engine": "e", "arrival_ns": ARRIVAL, "seen_ns": ARRIVAL}
     (received,) = decode(record).requests
     assert received == ReceivedRequest(
-        event=RequestStart(engine="e", id="a", arrival_ns=ARRIVAL), hint=EngineHint(engine="e")
+        event=RequestStart(engine="e", id="a", arrival_ns=ARRIVAL), hint=EngineHint(engine="e"), position="$"
     )
 
 
@@ -270,7 +270,12 @@ def events(draw: st.DrawFn) -> RequestEvent:
 
 @given(st.lists(events(), max_size=4))
 def test_events_survive_the_round_trip(sent: list[RequestEvent]) -> None:
-    expected = [ReceivedRequest(event=event, hint=EngineHint(engine=event.engine)) for event in sent]
-    assert EVENTS.decode(msgspec.json.encode(sent), JSON).requests == expected
+    def at(position: str, first: int) -> list[ReceivedRequest]:
+        return [
+            ReceivedRequest(event=event, hint=EngineHint(engine=event.engine), position=position.format(number))
+            for number, event in enumerate(sent, start=first)
+        ]
+
+    assert EVENTS.decode(msgspec.json.encode(sent), JSON).requests == at("[{}]", 0)
     lines = b"\n".join(msgspec.json.encode(event) for event in sent)
-    assert EVENTS.decode(lines, LINES).requests == expected
+    assert EVENTS.decode(lines, LINES).requests == at("line {}", 1)

@@ -41,6 +41,7 @@ FIRST_SPAN = ReceivedRequest(
         span_id="8e48fd1e77e22a25",
     ),
     hint=EngineHint(engine_type="vllm", pid=9320, service_name="unknown_service:python3"),
+    position=PLACE,
 )
 
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from jouled.app.cli.console import listen_argument, state_argument
+from jouled.app.cli.console import listen_argument, say, state_argument
 from jouled.app.config.options import RunOptions
 
 NAME = "demo"
@@ -13,10 +13,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     listen_argument(parser)
     state_argument(parser)
+    parser.add_argument("--stop", action="store_true", help="end the twin that runs on after a demo")
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run until told to stop."""
-    from jouled.app.runtime.demo import run
+    """Run until told to stop, or end the twin."""
+    from jouled.app.runtime.demo import run, stop
 
-    return run(RunOptions(listen=arguments.listen, state=arguments.state, demo=True))
+    options = RunOptions(listen=arguments.listen, state=arguments.state, demo=True)
+    if arguments.stop:
+        say(stop(options))
+        return 0
+    return run(options)

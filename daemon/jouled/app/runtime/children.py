@@ -26,6 +26,7 @@ HUNG_SECONDS = 30.0
 _LARGEST_FRAME_BYTES = 8 * 1024 * 1024
 _TERMINATE_SECONDS = 1.3
 _KILL_SECONDS = 0.5
+_LAST_WORDS_SECONDS = 0.2
 _POLL_SECONDS = 0.02
 _log = logging.getLogger(__name__)
 
@@ -91,16 +92,27 @@ class ChildSupervisor:
             return SourceError(SourceState.DOWN, "no_process", f"no process for it: {refused.strerror or refused}")
         self._process, self.pid = process, process.pid
         reader, writer = await asyncio.open_connection(sock=pipe, limit=_LARGEST_FRAME_BYTES)
+        taking = asyncio.create_task(self._take_batches(reader))
         try:
-            error = await self._take_batches(reader)
+            error = await asyncio.shield(taking)
         finally:
+            await self._end_and_hear_out(process, taking)
             writer.close()
-            await _end(process)
             self._process, self.pid = None, None
         await _ended_within(process, math.inf)  # not even SIGKILL ends a process that hangs in its driver
         if error is None and process.returncode != NEEDS_NEW_PROCESS:
             error = SourceError(SourceState.DOWN, "child_ended", f"its process ended with code {process.returncode}")
         return error
+
+    async def _end_and_hear_out(
+        self, process: "subprocess.Popen[bytes]", taking: "asyncio.Task[SourceError | None]"
+    ) -> None:
+        """End the child; what it read since its last batch is the last thing it says."""
+        await _end(process)
+        _, unheard = await asyncio.wait({taking}, timeout=_LAST_WORDS_SECONDS)
+        if unheard:
+            taking.cancel()
+            _log.warning("source %s: what its process read last is lost, it did not end in time", self.name)
 
     def _spawn(self) -> tuple["subprocess.Popen[bytes]", socket.socket]:
         ours, theirs = socket.socketpair()

@@ -25,6 +25,7 @@ from jouled.app.runtime.engine_pollers import EnginePollers, check_types
 from jouled.app.runtime.forward import Forwarder
 from jouled.app.runtime.front import Front
 from jouled.app.runtime.ingest import Ingest
+from jouled.app.runtime.last_minutes import LastMinutes, QuarantineRecorder
 from jouled.app.runtime.metering import Metering
 from jouled.app.runtime.notify import Notifier
 from jouled.app.runtime.own import OwnCounts
@@ -37,11 +38,11 @@ from jouled.core.pipeline import Pipeline
 from jouled.model.errors import ConfigurationError, JouledError, SourceState
 from jouled.model.receipt import Receipt
 from jouled.model.snapshot import Snapshot
-from jouled.outputs.serve import build_app, start
+from jouled.outputs.serve import Running, build_app, start
 from jouled.outputs.store import Published, Store
 
-STOP_SECONDS = 10.0
-"""An orderly stop takes no longer; then the process ends all the same."""
+STOP_SECONDS = 5.0
+"""An orderly stop takes no longer; then the process ends all the same, and says so."""
 
 REQUIRED_SECONDS = 30.0
 """Within this time a source with `startup = "require"` has to give readings."""
@@ -88,13 +89,18 @@ def record(config: Config, options: RunOptions, out: Path, seconds: float | None
 
 def _run(daemon: "Daemon", seconds: float | None) -> int:
     # A driver, a disk or a client may hang for ever; the books of the last second are committed whatever happens.
-    deadline = threading.Timer(STOP_SECONDS, os._exit, (1,))
+    deadline = threading.Timer(STOP_SECONDS, _give_up)
     deadline.daemon = True
     try:
         with asyncio.Runner() as runner:
             return runner.run(daemon.run(seconds, deadline.start))
     finally:
         deadline.cancel()
+
+
+def _give_up() -> None:
+    _log.error("the stop took longer than %g s: what came after the last commit is lost", STOP_SECONDS)
+    os._exit(1)
 
 
 class Daemon:
@@ -129,8 +135,10 @@ class Daemon:
         restored = restore(self._store, published)
         own = restored.own if restored else OwnCounts.empty()
         pipeline = Pipeline(replace(config.parameters(), node=node), restored.books if restored else None)
-        self._metering = Metering(pipeline, clock, own, self._fail, recorder)
-        self._publisher = Publisher(self._store, published)
+        last_minutes = LastMinutes(node=node, started_ns=clock.now_ns(), boot_offset_ns=clock.offset_ns)
+        self._quarantine = QuarantineRecorder(last_minutes, self._where.state)
+        self._metering = Metering(pipeline, clock, own, self._fail, recorder, last_minutes)
+        self._publisher = Publisher(self._store, published, own)
         forward_url = config.requests.otlp.forward
         self._forwarder = Forwarder(forward_url, own.forwarded) if forward_url else None
 
@@ -139,7 +147,8 @@ class Daemon:
         self._handle_signals()
         try:
             async with open_session() as session:
-                await self._serve(session, seconds, on_stop)
+                await self._live(session, seconds, on_stop)
+            await self._commit_the_rest()
         finally:
             self._metering.close()
             self._store.close()
@@ -147,10 +156,32 @@ class Daemon:
             raise self._failure
         return 1 if self._failure else 0
 
-    async def _serve(self, session: aiohttp.ClientSession, seconds: float | None, on_stop: Callable[[], None]) -> None:
+    async def _live(self, session: aiohttp.ClientSession, seconds: float | None, on_stop: Callable[[], None]) -> None:
+        """Run all tasks until the stop, then end them and wait for what the sources have to say last."""
+        self._power = self._power_sources()
+        async with asyncio.TaskGroup() as group:
+            self._power.start(group)
+            await asyncio.sleep(0)  # samplers start now: to listen and to look for engines takes longer
+            server, tasks = await self._open(session, group)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._stop.wait()
+            on_stop()
+            self._notifier.stopping()
+            self._power.stop()
+            self._engines.stop()
+            for task in tasks:
+                task.cancel()
+            if server is not None:
+                # What comes now is refused, and sent again to the next daemon; it could not be committed any more.
+                await server.close()
+
+    async def _open(
+        self, session: aiohttp.ClientSession, group: asyncio.TaskGroup
+    ) -> tuple[Running | None, list["asyncio.Task[None]"]]:
+        """Begin everything beside the sampling. Whatever stands against it ends the daemon."""
         metering = self._metering
         self._engines = EnginePollers(self._plugins.engines, metering.clock, metering.feed, session)
-        self._power = self._power_sources()
         self._front = Front(
             metering=metering,
             publisher=self._publisher,
@@ -160,16 +191,35 @@ class Daemon:
             forwarder=self._forwarder,
             extra=self._companion.extra if self._companion else dict,
         )
-        if not self._serves:
-            await self._live(seconds, on_stop)
-            return
+        await self._publish()  # a scrape right after a restart sees the books that were restored
+        try:
+            server = await self._listening() if self._serves else None
+        except JouledError as error:
+            self._fail(error)
+            return None, []
+        self._engines.start(group, self._config.engines, discover=self._discovers)
+        tasks = [group.create_task(self._tick_every_second(group), name="ticks")]
+        if self._forwarder is not None:
+            tasks.append(group.create_task(self._forwarder.run(), name="forward"))
+        if self._companion is not None:
+            companion = self._companion.run(lambda: self._publisher.snapshot)
+            tasks.append(group.create_task(companion, name="companion"))
+        return server, tasks
+
+    async def _listening(self) -> Running:
         door = self._front.door(tuple(self._plugins.requests.values()), self._token)
         server = await start(build_app(door), listen=self._listen, unix_socket=self._where.socket)
         _log.info("jouled %s on %s, books in %s", jouled.__version__, self._listen, self._where.state)
-        try:
-            await self._live(seconds, on_stop)
-        finally:
-            await server.close()
+        return server
+
+    async def _commit_the_rest(self) -> None:
+        """The last commit, with what the sources said as they ended."""
+        if self._failure is not None:
+            return
+        self._advance()
+        await self._publish()
+        if self._publisher.waiting:
+            _log.error("%d receipts are lost: %s", self._publisher.waiting, self._publisher.trouble)
 
     def _power_sources(self) -> PowerSources:
         looks = self._discovers and not self._power_settings
@@ -180,30 +230,6 @@ class Daemon:
             self._metering.clock,
             self._take_batch,
         )
-
-    async def _live(self, seconds: float | None, on_stop: Callable[[], None]) -> None:
-        """Run all tasks until the stop, then end them: sources first, then the last commit."""
-        async with asyncio.TaskGroup() as group:
-            self._power.start(group)
-            self._engines.start(group, self._config.engines, discover=self._discovers)
-            tasks = [group.create_task(self._tick_every_second(group), name="ticks")]
-            if self._forwarder is not None:
-                tasks.append(group.create_task(self._forwarder.run(), name="forward"))
-            if self._companion is not None:
-                companion = self._companion.run(lambda: self._publisher.snapshot)
-                tasks.append(group.create_task(companion, name="companion"))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._stop.wait()
-            on_stop()
-            self._notifier.stopping()
-            self._power.stop()
-            self._engines.stop()
-            for task in tasks:
-                task.cancel()
-        if self._failure is None:
-            self._advance()
-            await self._publish()
 
     async def _tick_every_second(self, group: asyncio.TaskGroup) -> None:
         """Close, commit, publish. A commit that takes longer than a second delays no tick, only the next commit."""
@@ -233,7 +259,10 @@ class Daemon:
         """Books and snapshot are of one moment: nothing is fed between them."""
         metering = self._metering
         snapshot = metering.own.added_to(metering.pipeline.snapshot(metering.clock.now_ns()))
-        await self._publisher.publish(Commit(books=metering.pipeline.books(), own=metering.own), snapshot)
+        commit = Commit(books=metering.pipeline.books(), own=metering.own)
+        if self._serves:
+            snapshot = await self._quarantine.look(snapshot)
+        await self._publisher.publish(commit, snapshot)
 
     def _still_unproven(self, unproven: set[str], until: float) -> set[str]:
         """The required sources that have yet to work. One that does not work ends the daemon."""

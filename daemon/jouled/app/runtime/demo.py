@@ -31,7 +31,11 @@ from jouled.outputs.store import Store
 
 _TWIN = (sys.executable, "-m", "jouled_collectors.twin")
 _ENSURE_SECONDS = 30.0
+_STOP_SECONDS = 15.0
 _GRADE_SECONDS = 3.0
+_NEVER_NS = 2**62
+"""A time after all others: the truth since then is its totals only."""
+
 _SLOS = (
     Slo("interactive", ttft=500.0, tpot=50.0),
     Slo("relaxed", ttft=2_000.0, tpot=100.0),
@@ -66,11 +70,15 @@ def run(options: RunOptions) -> int:
     )
     sys.stderr.write(f"The twin of an 8-GPU node runs as process {twin.pid}; the page: http://{options.listen}/\n")
     code = daemon.run(config, options, _Grading(twin.url))
-    stop = " ".join((*_TWIN[1:], "stop", "--state", str(state / "twin")))
-    sys.stderr.write(
-        f"The twin runs on, for the next demo. It ends by itself after half an hour, or by: python {stop}\n"
-    )
+    command = "jouled demo --stop" + (f" --state {options.state}" if options.state else "")
+    sys.stderr.write(f"The twin runs on, for the next demo. It ends by itself after half an hour, or by: {command}\n")
     return code
+
+
+def stop(options: RunOptions) -> str:
+    """End the twin of the state directory; what happened, in words. Raises `JouledError` if it does not end."""
+    directory = paths(replace(options, demo=True), Config(), os.environ).state / "twin"
+    return _ask_twin("ended", "stop", "--state", str(directory), seconds=_STOP_SECONDS).strip()
 
 
 class _Grading:
@@ -79,11 +87,10 @@ class _Grading:
     def __init__(self, url: str) -> None:
         self._url = url
         self._grader: Grader | None = None
-        self._early: list[Receipt] = []
 
     async def run(self, snapshot: Callable[[], Snapshot]) -> None:
         """Grade until cancelled. A truth that cannot be had is asked for again."""
-        since_ns = 0
+        since_ns = _NEVER_NS
         async with open_session() as session:
             while True:
                 try:
@@ -91,9 +98,11 @@ class _Grading:
                 except (SourceError, msgspec.MsgspecError):
                     await asyncio.sleep(_GRADE_SECONDS)
                     continue
-                if self._grader is None:
-                    self._grader = Grader(truth.t_ns)
                 since_ns = truth.next_since_ns
+                if self._grader is None:
+                    # What a twin that ran before has to tell of earlier requests is not this daemon's to know.
+                    self._grader = Grader(truth.t_ns)
+                    since_ns = truth.t_ns
                 self._grader.take_truth(truth, snapshot())
                 await asyncio.sleep(0 if truth.more else _GRADE_SECONDS)
 
@@ -111,14 +120,19 @@ class _Grading:
 
 
 def _ensure(directory: Path, spans_url: str) -> Twin:
-    command = [*_TWIN, "ensure", "--state", str(directory), "--spans", spans_url]
+    words = ("ensure", "--state", str(directory), "--spans", spans_url)
+    return msgspec.json.decode(_ask_twin("started", *words, seconds=_ENSURE_SECONDS), type=Twin)
+
+
+def _ask_twin(wanted: str, *words: str, seconds: float) -> str:
+    """What the twin's own command prints. Raises `JouledError`: it cannot be started, or ended, as wanted."""
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=_ENSURE_SECONDS, check=False)
+        asked = subprocess.run([*_TWIN, *words], capture_output=True, text=True, timeout=seconds, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise JouledError(f"the twin cannot be started: {error}") from error
+        raise JouledError(f"the twin cannot be {wanted}: {error}") from error
     if asked.returncode:
-        raise JouledError(f"the twin cannot be started: {asked.stderr.strip().rpartition(chr(10))[2]}")
-    return msgspec.json.decode(asked.stdout, type=Twin)
+        raise JouledError(f"the twin cannot be {wanted}: {asked.stderr.strip().rpartition(chr(10))[2]}")
+    return asked.stdout
 
 
 def _with_port(listen: str) -> str:

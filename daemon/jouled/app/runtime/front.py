@@ -10,6 +10,7 @@ from jouled.app.runtime.ingest import Ingest
 from jouled.app.runtime.metering import Metering
 from jouled.app.runtime.power import PowerSources
 from jouled.app.runtime.publisher import Publisher
+from jouled.model.errors import JouledError
 from jouled.outputs.serve import Door
 from jouled.outputs.store import Store
 
@@ -60,7 +61,10 @@ class Front:
         )
 
     async def _accept(self, _receiver: HttpIngest, received: Received) -> Received:
-        return self._ingest.take(received)
+        taken = self._ingest.take(received)
+        if self._metering.has_failed:
+            raise JouledError("jouled ends because its books cannot be trusted any more")
+        return taken
 
     def _forward(self, receiver: HttpIngest, body: bytes, headers: Mapping[str, str]) -> None:
         if self._forwarder is not None and receiver.name == _FORWARDED:

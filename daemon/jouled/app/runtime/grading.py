@@ -59,6 +59,8 @@ class Grader:
         self._graded = 0
         self._error_joules = 0.0
         self._true_joules = 0.0
+        self._read_in: int | None = None
+        self._now_ns = started_ns
         self._first: _Moment | None = None
         self._last: _Moment | None = None
 
@@ -77,7 +79,8 @@ class Grader:
                 self._true_uj[request_id] = request.uj
                 self._match(request_id)
         _forget_oldest(self._true_uj)
-        if snapshot.total.measured_uj and not truth.more:
+        self._now_ns = truth.t_ns
+        if self._may_compare(snapshot) and not truth.more:
             moment = _Moment(snapshot.total, snapshot.t_ns, truth.total, truth.t_ns)
             self._first = self._first or moment
             self._last = moment
@@ -85,11 +88,26 @@ class Grader:
     def figures(self) -> dict[str, float | int]:
         """What the page shows."""
         figures: dict[str, float | int] = {"graded_requests": self._graded}
+        warm_up_ns = self._started_ns + WARM_UP_NS - self._now_ns
+        if warm_up_ns > 0:
+            figures["grading_begins_in_seconds"] = warm_up_ns // NANOSECONDS_PER_SECOND
         if self._true_joules:
             figures["wmape_percent"] = 100 * self._error_joules / self._true_joules
         if self._first is not None and self._last is not None and self._last.truth_ns > self._first.truth_ns:
             figures.update(_whole(self._first, self._last))
         return figures
+
+    def _may_compare(self, snapshot: Snapshot) -> bool:
+        """Whether the books are past the time before this run.
+
+        A commit that has a reading of every device may lack what they used while the daemon was away: that is booked
+        at the next tick.
+        """
+        if self._read_in is None and snapshot.devices:
+            if all(view.last_reading_ns is not None for view in snapshot.devices):
+                self._read_in = snapshot.sequence
+            return False
+        return self._read_in is not None and snapshot.sequence > self._read_in
 
     def _match(self, request_id: str) -> None:
         if request_id not in self._true_uj or request_id not in self._booked_joules:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from jouled.app.runtime.batch import Batch
 from jouled.app.runtime.clock import BootClock
+from jouled.app.runtime.last_minutes import LastMinutes
 from jouled.app.runtime.own import OwnCounts
 from jouled.app.runtime.recording import Writer
 from jouled.app.runtime.recording_files import RecordingError
@@ -18,13 +19,17 @@ from jouled.model.receipt import Receipt
 STEP_NS = 50_000_000
 """A wall clock that is this far from where it should be has been set; less is the jitter of reading two clocks."""
 
+FAILED = "metering_failed"
+"""Why nothing is taken after an error of the core."""
+
 _log = logging.getLogger(__name__)
 
 
 class Metering:
     """One node's metering. Lives in the loop's thread.
 
-    on_failure: called once with an error of the core. The books may be wrong then, so the process has to end.
+    on_failure: called once with an error of the core. The books may be wrong then, so the process has to end; until it
+    does, nothing is taken any more.
     """
 
     def __init__(
@@ -34,6 +39,7 @@ class Metering:
         own: OwnCounts,
         on_failure: Callable[[Exception], None],
         recorder: Writer | None = None,
+        last_minutes: LastMinutes | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.clock = clock
@@ -42,17 +48,21 @@ class Metering:
         self.sources = Sources()
         self._on_failure = on_failure
         self._recorder = recorder
+        self._last_minutes = last_minutes
+        self.has_failed = False
 
     def feed(self, item: Input) -> str:
         """Feed the core; returns why it refused the item, the empty string if it took it."""
+        if self.has_failed:
+            return FAILED
         self._record(item)
         if isinstance(item, SourceReport):
             self.sources.report(item)
         try:
             return self.pipeline.feed(item)
-        except Exception as error:  # the core never raises on bad input: its books cannot be trusted any more
-            self._on_failure(error)
-            raise
+        except Exception as error:  # noqa: BLE001 - the core never raises on bad input: its books are not to be trusted
+            self._fail(error)
+            return FAILED
 
     def take_batch(self, batch: Batch) -> None:
         """Take what a sampler said."""
@@ -69,11 +79,19 @@ class Metering:
         for report in list(self.sources.silent(now_ns)):
             self.feed(report)
         self._with_recorder(Writer.flush)
+        if self._last_minutes is not None:
+            self._last_minutes.turn(now_ns)
+        if self.has_failed:
+            return []
         try:
             return self.pipeline.advance(now_ns)
-        except Exception as error:
-            self._on_failure(error)
-            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail(error)
+            return []
+
+    def _fail(self, error: Exception) -> None:
+        self.has_failed = True
+        self._on_failure(error)
 
     def _look_at_wall_clock(self) -> None:
         before_ns = self.clock.now_ns()
@@ -91,6 +109,8 @@ class Metering:
         self._with_recorder(Writer.close)
 
     def _record(self, item: Input) -> None:
+        if self._last_minutes is not None:
+            self._last_minutes.take(item)
         self._with_recorder(lambda recorder: recorder.write(item))
 
     def _with_recorder(self, act: Callable[[Writer], None]) -> None:

@@ -49,6 +49,8 @@ class OwnCounts(Struct, kw_only=True):
     lateness_seconds: Distribution
     rejected: dict[str, int] = {}
     forwarded: dict[str, int] = {}
+    receipts_dropped: dict[str, int] = {}
+    receipts_removed: dict[str, int] = {}
 
     @classmethod
     def empty(cls) -> "OwnCounts":
@@ -69,8 +71,13 @@ class OwnCounts(Struct, kw_only=True):
         rejected = Counter(dict(snapshot.counters.get("rejected_events_total", {})))
         rejected.update({(reason,): count for reason, count in self.rejected.items()})
         counters = {**snapshot.counters, "rejected_events_total": rejected}
-        if self.forwarded:
-            counters["forwarded_bodies_total"] = {(result,): count for result, count in self.forwarded.items()}
+        for name, counts in (
+            ("forwarded_bodies_total", self.forwarded),
+            ("receipts_dropped_total", self.receipts_dropped),
+            ("receipts_removed_total", self.receipts_removed),
+        ):
+            if counts:
+                counters[name] = {(label,): count for label, count in counts.items()}
         histograms = {
             **snapshot.histograms,
             "source_read_duration_seconds": {(): self.read_seconds.view()},

@@ -21,6 +21,8 @@ from jouled.outputs.store import Committed, Published, Store, StoreError, may_co
 MOST_WAITING_RECEIPTS = 20_000
 """Final receipts held while the store cannot be written, about 20 MB; older ones are dropped and counted."""
 
+_STORE_FAILS = "store_failing"
+
 _log = logging.getLogger(__name__)
 
 
@@ -55,10 +57,10 @@ def _decode(committed: Committed) -> Commit | None:
 class Publisher:
     """Commits, then publishes. `snapshot` is the last one that was committed; `trouble` says why there is no newer."""
 
-    def __init__(self, store: Store, published: Published) -> None:
+    def __init__(self, store: Store, published: Published, own: OwnCounts) -> None:
         self.snapshot = Snapshot()
         self.trouble = ""
-        self.receipts_dropped = 0
+        self._own = own
         self._store = store
         self._published = published
         self._waiting: list[Receipt] = []
@@ -70,7 +72,13 @@ class Publisher:
         excess = len(self._waiting) - MOST_WAITING_RECEIPTS
         if excess > 0:
             del self._waiting[:excess]
-            self.receipts_dropped += excess
+            dropped = self._own.receipts_dropped
+            dropped[_STORE_FAILS] = dropped.get(_STORE_FAILS, 0) + excess
+
+    @property
+    def waiting(self) -> int:
+        """Receipts that no commit has yet."""
+        return len(self._waiting)
 
     async def publish(self, commit: Commit, snapshot: Snapshot) -> None:
         """Commit these books with the receipts held so far, then show the snapshot of the same moment."""
@@ -82,15 +90,24 @@ class Publisher:
             self._waiting[:0] = receipts
             self._complain(error)
             return
+        self._count_removed()
         try:
             self._published.write(sequence)
         except OSError as error:
             self._complain(error)
             return
         if self.trouble:
-            _log.warning("books are committed again; receipts lost meanwhile: %d", self.receipts_dropped)
+            lost = self._own.receipts_dropped.get(_STORE_FAILS, 0)
+            _log.warning("books are committed again; receipts lost for want of a store so far: %d", lost)
             self.trouble = ""
         self.snapshot = replace(snapshot, sequence=sequence)
+
+    def _count_removed(self) -> None:
+        """Take over what retention has removed; it is committed and shown with the next books."""
+        for reason, number in self._store.removed.items():
+            if number:
+                self._own.receipts_removed[reason] = self._own.receipts_removed.get(reason, 0) + number
+                self._store.removed[reason] = 0
 
     def _complain(self, error: JouledError | OSError) -> None:
         if not self.trouble:

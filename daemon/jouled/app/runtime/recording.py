@@ -166,27 +166,53 @@ def _unknown_or_broken(number: int, text: bytes, error: Exception) -> Unknown | 
     return Broken(number, "invalid", str(error)) if kind in _TYPES else Unknown(number, kind)
 
 
-class Writer:
-    """Writes a recording, secrets left out. `boot_offset_ns`: core time minus boot time.
+class LineEncoder:
+    """Turns what the core is fed with into lines, secrets left out. `boot_offset_ns`: core time minus boot time."""
 
-    The file begins with a header and the clock at `started_ns`. What a device says beside its energy
-    (`DeviceStatus`) has no line in the format and is left out.
+    def __init__(self, boot_offset_ns: int) -> None:
+        self.boot_offset_ns = boot_offset_ns
+        self._clock = WallClock()
+
+    @property
+    def wall_minus_core_ns(self) -> int:
+        """Wall time less core time, after the steps told so far."""
+        return self._clock.wall_minus_core_ns
+
+    @staticmethod
+    def header(node: str, started_ns: int) -> bytes:
+        """The first line; `started_ns` is Unix time."""
+        return _line(Header(version=VERSION, node=node, started_ns=started_ns, jouled_version=__version__))
+
+    def line(self, item: Item) -> bytes:
+        """The line of an item, with its end; none for a `DeviceStatus`, which has no line in the format."""
+        if isinstance(item, ClockStep):
+            self._clock.step(item.t_ns, item.wall_minus_core_ns)
+            unix_ns = item.t_ns + item.wall_minus_core_ns
+            return _line(ClockLine(t_ns=unix_ns, boot_ns=item.t_ns - self.boot_offset_ns))
+        if isinstance(item, DeviceStatus):
+            return b""
+        return _line(_LINES[type(item)].of(item, self._clock))
+
+
+def _line(line: Struct) -> bytes:
+    return _ENCODER.encode(line) + b"\n"
+
+
+class Writer:
+    """Writes a recording. `boot_offset_ns`: core time minus boot time.
+
+    The file begins with a header and the clock at `started_ns`.
     """
 
     def __init__(self, path: Path, *, node: str, started_ns: int, boot_offset_ns: int) -> None:
         self._file = LineFile(path)
-        self._clock = WallClock()
-        self._boot_offset_ns = boot_offset_ns
-        self._put(Header(version=VERSION, node=node, started_ns=started_ns, jouled_version=__version__))
+        self._encoder = LineEncoder(boot_offset_ns)
+        self._file.write(self._encoder.header(node, started_ns))
         self.write(ClockStep(started_ns, 0))
 
     def write(self, item: Item) -> None:
         """Add what the core was fed with, in core time."""
-        if isinstance(item, ClockStep):
-            self._clock.step(item.t_ns, item.wall_minus_core_ns)
-            self._put(ClockLine(t_ns=item.t_ns + item.wall_minus_core_ns, boot_ns=item.t_ns - self._boot_offset_ns))
-        elif not isinstance(item, DeviceStatus):
-            self._put(_LINES[type(item)].of(item, self._clock))
+        self._file.write(self._encoder.line(item))
 
     def flush(self) -> None:
         """Hand everything so far to the system."""
@@ -195,6 +221,3 @@ class Writer:
     def close(self) -> None:
         """Finish the file."""
         self._file.close()
-
-    def _put(self, line: Struct) -> None:
-        self._file.write(_ENCODER.encode(line))

@@ -140,10 +140,9 @@ class LineFile:
         except OSError as error:
             raise RecordingError(f"{path} cannot be written: {error.strerror or error}") from None
 
-    def write(self, line: bytes) -> None:
-        """Add one line."""
-        data = line + b"\n"
-        self._file.write(self._compressor.compress(data) if self._compressor else data)
+    def write(self, lines: bytes) -> None:
+        """Add whole lines, their ends included."""
+        self._file.write(self._compressor.compress(lines) if self._compressor else lines)
 
     def flush(self) -> None:
         """Hand everything so far to the system."""

@@ -52,6 +52,7 @@ def sample(
             break
         backoff = missing if error.state in {SourceState.ABSENT, SourceState.DENIED} else broken
         outbox.wait_until(clock.now_ns() + nanoseconds(backoff.next_seconds()))
+    outbox.finish()
 
 
 def _session(collector: PowerCollector, settings: PowerSettings, clock: Clock, outbox: "_Outbox") -> SourceError | None:
@@ -148,6 +149,11 @@ class _Outbox:
             )
         )
         self._flush(now_ns, self._known)
+
+    def finish(self) -> None:
+        """Emit what was read since the last batch."""
+        if self._batch.readings:
+            self._flush(self._clock.now_ns(), self._known)
 
     def wait_until(self, due_ns: int) -> None:
         """Wait for this time of the clock or for `stop`."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from jouled.app.runtime.samplers import sample
 
 _STOP_SECONDS = 1.5
 _AGAIN_SECONDS = 30.0
+_log = logging.getLogger(__name__)
 
 
 class ThreadSupervisor:
@@ -46,8 +48,10 @@ class ThreadSupervisor:
             await ended.wait()
         finally:
             stop.set()
-            with contextlib.suppress(TimeoutError):
+            try:
                 await asyncio.wait_for(ended.wait(), _STOP_SECONDS)
+            except TimeoutError:
+                _log.warning("source %s: what it read last is lost, its read did not end in time", self.name)
 
     async def release(self, seconds: float) -> bool:
         """Nothing to let go of: reading a file keeps no device busy."""

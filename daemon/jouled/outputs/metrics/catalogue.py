@@ -334,6 +334,21 @@ OWN = (
         "Trace bodies for the collector of [requests.otlp] forward: sent, full (queue), refused, unreachable.",
     ),
     _counter(
+        "receipts_dropped_total",
+        "own",
+        ("reason",),
+        "receipts",
+        "Final receipts that no commit ever held: store_failing (it could not be written for too long). Their joules"
+        " are in all other counters.",
+    ),
+    _counter(
+        "receipts_removed_total",
+        "own",
+        ("reason",),
+        "receipts",
+        "Receipts that retention removed from the store: age (receipt_days), size (receipt_mebibytes).",
+    ),
+    _counter(
         "label_overflow_total",
         "own",
         ("label",),

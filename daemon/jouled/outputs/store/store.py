@@ -46,7 +46,7 @@ class Store:
     """Committed books and receipts in `<directory>/jouled.sqlite3`.
 
     One thread writes and one reads, so neither the event loop nor a commit ever waits for a query. `removed` counts
-    receipts taken out by retention, by reason (`age`, `size`).
+    receipts taken out by retention, by reason (`age`, `size`), until somebody takes them over and sets them to 0.
     """
 
     def __init__(self, directory: Path, *, receipt_days: float = 7.0, receipt_mebibytes: float = 512.0) -> None:
