@@ -21,7 +21,7 @@ class GroupAccount:
         return sum(self.owners.values())
 
     def absorb(self, other: "GroupAccount") -> None:
-        """Take over the account of a group that this one contains."""
+        """Take over the account of a group that this one contains; both are of one quality."""
         self.measured_uj += other.measured_uj
         for owner, microjoules in other.owners.items():
             self.owners[owner] += microjoules

@@ -1,5 +1,6 @@
 """Live counters: what meters and engine pages say, as soon as they say it."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 from jouled.core.accounting.counters import CounterTable
@@ -31,10 +32,11 @@ class LiveMeters:
         devices = [meter.device for meter in by_name.values()]
         counted = {device.name for device in leaves(devices)}
         above = {device.name for device in meters(devices)}
-        node = {device.name for device in node_level(devices)}
+        node = {device.name for device in node_level(meter.device for meter in by_name.values() if meter.curve)}
+        of_source = Counter(device.source for device in devices)
         node_uj = 0
         for name, meter in by_name.items():
-            self._book_coverage(meter)
+            self._book_coverage(meter, of_source[meter.device.source])
             if not meter.curve or meter.estimated:
                 continue
             grown_uj = self._grown(name, meter.total_uj)
@@ -43,7 +45,7 @@ class LiveMeters:
             elif name in above:
                 self._counters.add("meter_energy_joules_total", (name, meter.device.kind.value), grown_uj)
             node_uj += grown_uj if name in node else 0
-        if any(by_name[name].curve for name in node):
+        if node:
             self._book_node(node_uj)
         self._book_residual([by_name[name] for name in sorted(node)], parts_of(by_name))
 
@@ -65,16 +67,17 @@ class LiveMeters:
         self._counters.add("residual_deficit_joules_total", (), deficit - self._residual_seen[1])
         self._residual_seen = (residual, deficit)
 
-    def _book_coverage(self, meter: Meter) -> None:
+    def _book_coverage(self, meter: Meter, devices: int) -> None:
+        """A source's seconds are the mean of its devices'."""
         name, source = meter.device.name, meter.device.source
         spans = {"covered": meter.covered_ns, **meter.gap_ns}
         for reason, span_ns in spans.items():
             grown_ns = span_ns - self._gaps.get((name, reason), 0)
             self._gaps[name, reason] = span_ns
             if reason == "covered":
-                self._counters.add("source_covered_seconds_total", (source,), grown_ns / 1e9)
+                self._counters.add("source_covered_seconds_total", (source,), grown_ns / 1e9 / devices)
             elif grown_ns:
-                self._counters.add("source_gap_seconds_total", (source, reason), grown_ns / 1e9)
+                self._counters.add("source_gap_seconds_total", (source, reason), grown_ns / 1e9 / devices)
         for reason, count in meter.rejected.items():
             self._counters.add("source_errors_total", (source, reason), count)
         meter.rejected.clear()
@@ -105,6 +108,7 @@ class LiveTokens:
                 self._counters[name].take(value)
                 self.raw[name] = value
         self.generation = 0
+        self._cached_ahead = 0
 
     def take(self, sample: EngineSample) -> dict[str, int]:
         """Take a sample; returns the increase by kind (prompt_computed, prompt_cached, generation)."""
@@ -120,6 +124,8 @@ class LiveTokens:
         if "prompt" in grown:
             cached = grown.get("cached", 0)
             computed = grown["prompt"] - cached if self._semantics.prompt == "total" else grown["prompt"]
+            computed += self._cached_ahead
+            self._cached_ahead = min(computed, 0)
             kinds["prompt_computed"] = max(computed, 0)
         if "cached" in grown:
             kinds["prompt_cached"] = grown["cached"]

@@ -18,7 +18,7 @@ from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.group import Booking, DeviceGroup, Final
 from jouled.core.books import Books, CounterSeries, RawCounter
 from jouled.core.group_account import GroupAccount
-from jouled.core.identity import Admission
+from jouled.core.identity import Admission, Waiting
 from jouled.core.ledger.meter import Meter
 from jouled.core.ledger.tree import leaves, meters
 from jouled.core.live import LiveMeters, LiveTokens, downtime_uj
@@ -69,7 +69,9 @@ class Pipeline:
         self._accounts: dict[tuple[tuple[str, ...], tuple[str, ...]], GroupAccount] = {}
         self._live = LiveMeters(self._account.counters, parameters.price)
         self._admission = Admission()
-        self._waiting: dict[str, RequestEvent] = {}
+        self._waiting = Waiting()
+        self._owed: list[Receipt] = []
+        self._generation = 0
         self._sources: dict[str, SourceView] = {}
         self._steps: list[tuple[int, int]] = []
         self._live_window = RatioWindow()
@@ -97,6 +99,11 @@ class Pipeline:
         if restored is not None:
             self._restore(restored)
 
+    def remember(self, receipts: Iterable[Receipt]) -> None:
+        """Requests that had their final receipt before a restart; telling of them again is a duplicate."""
+        for receipt in receipts:
+            self._admission.remember(receipt)
+
     # inputs
 
     def feed(self, item: Input) -> str:
@@ -118,7 +125,7 @@ class Pipeline:
             self._changed = True
         elif known.device != device:
             self._changed = self._changed or known.device.kind is not device.kind
-            known.device = device
+            known.describe(device)
         return ""
 
     def _engine(self, engine: Engine) -> str:
@@ -137,7 +144,7 @@ class Pipeline:
         return meter.energy(reading)
 
     def _book_downtime(self, meter: Meter, reading: EnergyReading) -> None:
-        stored = self._device_raw.get(reading.device)
+        stored = self._device_raw.pop(reading.device, None)
         if stored is None:
             return
         away_uj = downtime_uj(meter.device, stored, reading.microjoules, reading.t_ns)
@@ -166,6 +173,9 @@ class Pipeline:
         engine = self._declared.get(sample.engine)
         if engine is None:
             return "unknown_engine"
+        last = self._samples.get(sample.engine)
+        if last is not None and sample.t_ns <= last.t_ns:
+            return "out_of_order"
         self._samples[sample.engine] = sample
         tokens = self._tokens.get(sample.engine)
         if tokens is None:
@@ -173,6 +183,8 @@ class Pipeline:
             self._tokens[sample.engine] = tokens
         model = self._account.model(engine.model)
         for kind, grown in tokens.take(sample).items():
+            if kind == "generation" and not self._is_estimated(engine.name):
+                self._generation += grown
             self._account.counters.add("engine_tokens_total", (engine.name, model, kind), grown)
         self._engine_raw[sample.engine] = dict(tokens.raw)
         window = self._token_windows.setdefault(sample.engine, RatioWindow())
@@ -191,7 +203,7 @@ class Pipeline:
         reason = self._admission.refuse(event, max(self._now_ns, event.seen_ns))
         if reason:
             return reason
-        self._waiting[event.id] = event
+        self._waiting.add(event)
         late = book.ended(event)
         if late:
             self._account.counters.add("late_events_total", (late,), 1)
@@ -245,7 +257,7 @@ class Pipeline:
         self._changed = False
         engines = {engine.name: engine for engine in self._resolved_engines()}
         wanted = groups((meter.device for meter in self._meters.values()), engines.values())
-        kept = {group: self._groups[group] for group in wanted if group in self._groups}
+        kept = {group: self._groups[group] for group in wanted if self._stays(group, engines)}
         for living in kept.values():
             for book in living.engines:
                 book.describe(engines[book.engine.name])
@@ -260,9 +272,19 @@ class Pipeline:
         self._groups = kept
         self._books = {book.engine.name: book for living in kept.values() for book in living.engines}
 
+    def _stays(self, group: Group, engines: dict[str, Engine]) -> bool:
+        """Whether a group goes on: there is one of these devices and engines, and each engine is where it was."""
+        living = self._groups.get(group)
+        return living is not None and all(b.engine.devices == engines[b.engine.name].devices for b in living.engines)
+
     def _retire(self, group: Group, old: DeviceGroup, closed: dict[str, int], edges: dict[str, int]) -> None:
         """Close a group whose devices or engines change, up to its last reading."""
-        self._take_bookings(group, old, *old.advance(self._now_ns, everything=True))
+        try:
+            self._owed += self._take_bookings(group, old, *old.advance(self._now_ns, everything=True))
+        except Exception as error:  # noqa: BLE001 - as in _advance
+            self._quarantine(group, old, error)
+            old = self._groups[group]
+        self._hardware_ns.pop(group, None)
         closed.update(old.closed_uj())
         if old.edge_cell is not None:
             edges.update(dict.fromkeys(group.devices, old.edge_cell))
@@ -276,11 +298,19 @@ class Pipeline:
             EngineBook(engines[name], self._parameters, knows_uplift=self._knows_uplift(engines[name]))
             for name in group.engines
         ]
-        found = DeviceGroup([self._meters[name] for name in group.devices], books, self._parameters.idle_policy)
+        quarantined = next((name for name in group.engines if name in self._quarantined), "")
+        found = DeviceGroup(
+            [self._meters[name] for name in group.devices],
+            [] if quarantined else books,
+            self._parameters.idle_policy,
+            quarantined=quarantined,
+        )
+        for former in self._groups.values():
+            found.inherit(former)
         before = [edges[name] for name in group.devices if name in edges]
-        if before:
+        if before and any(meter.curve for meter in found.meters):
             found.begin_at({name: closed[name] for name in group.devices if name in closed}, max(before))
-        self._merge_accounts(group)
+        self._merge_accounts(group, owners_quality(Quality.ESTIMATED if found.estimated else Quality.MEASURED))
         return found
 
     def _knows_uplift(self, engine: Engine) -> bool:
@@ -296,15 +326,12 @@ class Pipeline:
             found = self._accounts[key] = GroupAccount(group.devices, group.engines)
         return found
 
-    def _merge_accounts(self, group: Group) -> None:
-        """Accounts of groups that this one contains live on in it."""
+    def _merge_accounts(self, group: Group, quality: str) -> None:
+        """Accounts of groups that this one contains live on in it; guesses and measurements are never merged."""
         account = self._account_of(group)
-        for key in list(self._accounts):
-            if (
-                key != (group.devices, group.engines)
-                and set(key[0]) <= set(group.devices)
-                and set(key[1]) <= set(group.engines)
-            ):
+        for key, other in list(self._accounts.items()):
+            contained = set(key[0]) <= set(group.devices) and set(key[1]) <= set(group.engines)
+            if contained and other is not account and owners_quality(other.quality) == quality:
                 account.absorb(self._accounts.pop(key))
 
     # time
@@ -322,7 +349,7 @@ class Pipeline:
     def _advance(self, now_ns: int, *, everything: bool) -> list[Receipt]:
         self._now_ns = max(now_ns, self._now_ns)
         self._regroup()
-        receipts: list[Receipt] = []
+        receipts, self._owed = self._owed, []
         for group, books in list(self._groups.items()):
             self._settle_downtime(group, books)
             try:
@@ -371,7 +398,7 @@ class Pipeline:
         for engine in group.engines:
             self._books.pop(engine, None)
             self._quarantined[engine] = reason
-            self._waiting = {key: event for key, event in self._waiting.items() if event.engine != engine}
+            self._waiting.remove_engine(engine)
 
     def _settle_downtime(self, group: Group, books: DeviceGroup) -> None:
         away_uj = sum(meter.take_downtime() for meter in books.meters)
@@ -403,7 +430,7 @@ class Pipeline:
         quality = Quality.ESTIMATED if books.estimated else Quality.MEASURED
         offset_ns = self._wall_offset_ns(event.last_token_ns)
         receipt = final_receipt(final, self._books_by_engine(books, event.engine), self._parameters, quality, offset_ns)
-        self._waiting.pop(event.id, None)
+        self._waiting.remove(event)
         self._account.book_request(event, receipt, final.prefill_uj + final.decode_uj + final.resident_uj)
         return receipt
 
@@ -424,10 +451,7 @@ class Pipeline:
 
     def _observe_windows(self) -> None:
         measured = [group for group in self._groups.values() if not group.estimated]
-        generation = sum(
-            self._tokens[b.engine.name].generation for g in measured for b in g.engines if b.engine.name in self._tokens
-        )
-        live: dict[str, float] = {"generation": generation, "compute": float(self._compute_uj())}
+        live: dict[str, float] = {"generation": self._generation, "compute": float(self._compute_uj())}
         boundaries = self._account.counters.values.get("boundary_energy_joules_total", {})
         live.update({labels[0]: value for labels, value in boundaries.items()})
         self._live_window.add(self._now_ns, live)
@@ -458,7 +482,7 @@ class Pipeline:
         """A request that ended and is not final, by its id or the X-Request-Id in it; `None` if there is none."""
         for prefix in RESPONSE_PREFIXES:
             for suffix in ("", "-0"):
-                event = self._waiting.get(f"{prefix}{request_id}{suffix}")
+                event = self._waiting.find(f"{prefix}{request_id}{suffix}")
                 if event is not None:
                     return self._provisional(event)
         return None
@@ -509,7 +533,7 @@ class Pipeline:
         )
 
     def _recent(self) -> tuple[Receipt, ...]:
-        waiting = [self._provisional(event) for event in list(self._waiting.values())[-RECENT_SHOWN // 2 :]]
+        waiting = [self._provisional(event) for event in self._waiting.newest(RECENT_SHOWN // 2)]
         final = list(self._account.recent)[-RECENT_SHOWN:]
         return tuple(reversed([*final, *(receipt for receipt in waiting if receipt is not None)]))
 
@@ -615,8 +639,7 @@ class Pipeline:
             account.restore(book)
             self._accounts[book.devices, book.engines] = account
         for _, engine, quality, open_uj in books.open_by_engine:
-            labels = (engine, books_model(books, engine), Owner.UNATTRIBUTED.value, quality)
-            self._account.counters.add("energy_joules_total", labels, open_uj)
+            self._account.book_energy(engine, books_model(books, engine), Owner.UNATTRIBUTED, Quality(quality), open_uj)
         self._device_raw = dict(books.device_raw)
         self._engine_raw = dict(books.engine_raw)
 

@@ -11,9 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import aiohttp
 from msgspec.structs import replace
 
 import jouled
@@ -21,16 +20,12 @@ from jouled.app.config import Config, Paths, RunOptions, paths
 from jouled.app.runtime import log
 from jouled.app.runtime.batch import Batch
 from jouled.app.runtime.clock import BootClock
-from jouled.app.runtime.engine_pollers import EnginePollers, check_types
-from jouled.app.runtime.forward import Forwarder
-from jouled.app.runtime.front import Front
 from jouled.app.runtime.ingest import Ingest
 from jouled.app.runtime.last_minutes import LastMinutes, QuarantineRecorder
 from jouled.app.runtime.metering import Metering
 from jouled.app.runtime.notify import Notifier
 from jouled.app.runtime.own import OwnCounts
-from jouled.app.runtime.pages import open_session
-from jouled.app.runtime.plugins import Plugins, load_plugins
+from jouled.app.runtime.plugins import Plugins, check_types, load_plugins
 from jouled.app.runtime.power import PowerSources
 from jouled.app.runtime.publisher import Commit, Publisher, restore
 from jouled.app.runtime.recording import Writer
@@ -38,11 +33,16 @@ from jouled.core.pipeline import Pipeline
 from jouled.model.errors import ConfigurationError, JouledError, SourceState
 from jouled.model.receipt import Receipt
 from jouled.model.snapshot import Snapshot
-from jouled.outputs.serve import Running, build_app, start
-from jouled.outputs.store import Published, Store
+from jouled.outputs.store import Published, ReceiptQuery, Store, StoreError
+
+if TYPE_CHECKING:
+    from jouled.outputs.serve import Running
 
 STOP_SECONDS = 5.0
 """An orderly stop takes no longer; then the process ends all the same, and says so."""
+
+REMEMBERED_RECEIPTS = 5_000
+"""After a restart, requests with a final receipt among the last ones are not taken again when they are sent again."""
 
 REQUIRED_SECONDS = 30.0
 """Within this time a source with `startup = "require"` has to give readings."""
@@ -139,15 +139,12 @@ class Daemon:
         self._quarantine = QuarantineRecorder(last_minutes, self._where.state)
         self._metering = Metering(pipeline, clock, own, self._fail, recorder, last_minutes)
         self._publisher = Publisher(self._store, published, own)
-        forward_url = config.requests.otlp.forward
-        self._forwarder = Forwarder(forward_url, own.forwarded) if forward_url else None
 
     async def run(self, seconds: float | None, on_stop: Callable[[], None]) -> int:
         """Live until told to stop, for at most so many seconds; `on_stop` is called as the end begins."""
         self._handle_signals()
         try:
-            async with open_session() as session:
-                await self._live(session, seconds, on_stop)
+            await self._live(seconds, on_stop)
             await self._commit_the_rest()
         finally:
             self._metering.close()
@@ -156,57 +153,69 @@ class Daemon:
             raise self._failure
         return 1 if self._failure else 0
 
-    async def _live(self, session: aiohttp.ClientSession, seconds: float | None, on_stop: Callable[[], None]) -> None:
+    async def _live(self, seconds: float | None, on_stop: Callable[[], None]) -> None:
         """Run all tasks until the stop, then end them and wait for what the sources have to say last."""
         self._power = self._power_sources()
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as group, contextlib.AsyncExitStack() as stack:
             self._power.start(group)
-            await asyncio.sleep(0)  # samplers start now: to listen and to look for engines takes longer
-            server, tasks = await self._open(session, group)
+            await asyncio.sleep(0)  # the samplers begin now, and read while the rest is imported and opened
+            try:
+                tasks = await self._open(group, stack)
+            except JouledError as error:
+                tasks = []
+                self._fail(error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._stop.wait()
             on_stop()
             self._notifier.stopping()
             self._power.stop()
-            self._engines.stop()
             for task in tasks:
                 task.cancel()
-            if server is not None:
-                # What comes now is refused, and sent again to the next daemon; it could not be committed any more.
-                await server.close()
 
-    async def _open(
-        self, session: aiohttp.ClientSession, group: asyncio.TaskGroup
-    ) -> tuple[Running | None, list["asyncio.Task[None]"]]:
-        """Begin everything beside the sampling. Whatever stands against it ends the daemon."""
+    async def _open(self, group: asyncio.TaskGroup, stack: contextlib.AsyncExitStack) -> list["asyncio.Task[None]"]:
+        """Begin everything beside the sampling; returns the tasks to be ended. Raises `JouledError`."""
+        from jouled.app.runtime.engine_pollers import EnginePollers
+        from jouled.app.runtime.forward import Forwarder
+        from jouled.app.runtime.front import Front
+        from jouled.app.runtime.pages import open_session
+
         metering = self._metering
-        self._engines = EnginePollers(self._plugins.engines, metering.clock, metering.feed, session)
+        session = await stack.enter_async_context(open_session())
+        engines = EnginePollers(self._plugins.engines, metering.clock, metering.feed, session)
+        stack.callback(engines.stop)
+        forward_url = self._config.requests.otlp.forward
+        forwarder = Forwarder(forward_url, metering.own.forwarded) if forward_url else None
         self._front = Front(
             metering=metering,
             publisher=self._publisher,
             store=self._store,
             power=self._power,
-            ingest=Ingest(self._engines.engines, metering.feed, metering.own.reject, metering.clock, metering.wall),
-            forwarder=self._forwarder,
+            ingest=Ingest(engines.engines, metering.feed, metering.own.reject, metering.clock, metering.wall),
+            forwarder=forwarder,
             extra=self._companion.extra if self._companion else dict,
         )
-        await self._publish()  # a scrape right after a restart sees the books that were restored
-        try:
-            server = await self._listening() if self._serves else None
-        except JouledError as error:
-            self._fail(error)
-            return None, []
-        self._engines.start(group, self._config.engines, discover=self._discovers)
+        if self._serves:
+            # It closes as the end begins: what came then could not be committed any more. Senders send it again.
+            stack.push_async_callback((await self._listening()).close)
+        engines.start(group, self._config.engines, discover=self._discovers)
         tasks = [group.create_task(self._tick_every_second(group), name="ticks")]
-        if self._forwarder is not None:
-            tasks.append(group.create_task(self._forwarder.run(), name="forward"))
+        if forwarder is not None:
+            tasks.append(group.create_task(forwarder.run(), name="forward"))
         if self._companion is not None:
             companion = self._companion.run(lambda: self._publisher.snapshot)
             tasks.append(group.create_task(companion, name="companion"))
-        return server, tasks
+        return tasks
 
-    async def _listening(self) -> Running:
+    async def _remember_receipts(self) -> None:
+        try:
+            self._metering.pipeline.remember(await self._store.receipts(ReceiptQuery(limit=REMEMBERED_RECEIPTS)))
+        except StoreError as error:
+            _log.warning("requests sent again after this restart would count twice: %s", error)
+
+    async def _listening(self) -> "Running":
+        from jouled.outputs.serve import build_app, start
+
         door = self._front.door(tuple(self._plugins.requests.values()), self._token)
         server = await start(build_app(door), listen=self._listen, unix_socket=self._where.socket)
         _log.info("jouled %s on %s, books in %s", jouled.__version__, self._listen, self._where.state)

@@ -12,7 +12,6 @@ from jouled.app.config import EngineConfig
 from jouled.app.runtime.discovery import discover_engines
 from jouled.app.runtime.engines import EnginePoller, Feed
 from jouled.model.engine import Engine
-from jouled.model.errors import ConfigurationError
 
 LOOK_SECONDS = 30.0
 """Between two looks for engines that have started since."""
@@ -81,13 +80,3 @@ class EnginePollers:
                     self._notes.add(note)
                     _log.warning("%s", note)
             await asyncio.sleep(LOOK_SECONDS)
-
-
-def check_types(configured: Sequence[EngineConfig], collectors: Mapping[str, EngineCollector]) -> None:
-    """Raise `ConfigurationError` for an engine whose page nobody can read."""
-    for config in configured:
-        if config.url and config.type not in collectors:
-            raise ConfigurationError(
-                f"engine {config.name or config.url}: no collector reads the page of a `{config.type}`",
-                mend=f"Set its type to one of {', '.join(sorted(collectors))}",
-            )

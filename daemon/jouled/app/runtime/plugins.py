@@ -1,6 +1,6 @@
 """Collectors and receivers by entry point. A broken one is told and left out; it never stops the start."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -10,6 +10,7 @@ from msgspec import Struct
 from jouled.api import API_VERSION, EngineCollector, HttpIngest, PowerCollector, PowerSettings
 from jouled.app.config.faults import nearest
 from jouled.app.config.load import settings_for
+from jouled.app.config.types import EngineConfig
 from jouled.model.errors import ConfigurationError
 
 POWER, ENGINES, REQUESTS = "jouled.power", "jouled.engines", "jouled.requests"
@@ -89,6 +90,16 @@ def load_plugins(find: Callable[..., Iterable[metadata.EntryPoint]] = metadata.e
     return Plugins(
         power=loaded[POWER], engines=loaded[ENGINES], requests=loaded[REQUESTS], refused=tuple(refused)
     )  # fmt: skip
+
+
+def check_types(configured: Sequence[EngineConfig], collectors: Mapping[str, EngineCollector]) -> None:
+    """Raise `ConfigurationError` for an engine whose page nobody can read."""
+    for config in configured:
+        if config.url and config.type not in collectors:
+            raise ConfigurationError(
+                f"engine {config.name or config.url}: no collector reads the page of a `{config.type}`",
+                mend=f"Set its type to one of {', '.join(sorted(collectors))}",
+            )
 
 
 class _UnfitError(Exception):

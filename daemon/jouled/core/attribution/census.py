@@ -17,6 +17,9 @@ FIRST_HOUR_NS = nanoseconds(3600.0)
 SPAN_BUCKET_NS = nanoseconds(300.0)
 SPAN_QUANTILE = 0.999
 SPAN_FACTOR = 1.2
+RECENT_NS = nanoseconds(60.0)
+"""Requests that ended this long ago belong to no look that is still to come."""
+RECENT_MAX = 100_000
 
 
 class Monotone:
@@ -41,17 +44,43 @@ class Monotone:
 class Look:
     """One sample of an engine's page, with counters made monotone and the residents known at that instant."""
 
-    __slots__ = ("cached", "generation", "known", "prompt", "quiet_since_ns", "running", "steps", "t_ns")
+    __slots__ = (
+        "cached",
+        "generation",
+        "known",
+        "prompt",
+        "quiet_since_ns",
+        "running",
+        "steps",
+        "t_ns",
+        "unscheduled",
+        "waiting",
+    )
 
-    def __init__(self, t_ns: int, running: int | None) -> None:
+    def __init__(self, t_ns: int, running: int | None, waiting: int | None) -> None:
         self.t_ns = t_ns
         self.running = running
+        self.waiting = waiting
         self.known = 0
+        self.unscheduled = 0
         self.quiet_since_ns: int | None = None
         self.steps: int | None = None
         self.generation: int | None = None
         self.prompt: int | None = None
-        self.cached = 0
+        self.cached: int | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all requests there were at this instant are known.
+
+        Residents whose event does not say when they left the queue may still have been in it: with one of them the
+        known ones are held against running and waiting together.
+        """
+        if self.running is None:
+            return False
+        if not self.unscheduled:
+            return self.known == self.running
+        return self.waiting is not None and self.known == self.running + self.waiting
 
 
 class Spans:
@@ -94,7 +123,7 @@ class Census:
         self._horizon_max_ns = horizon_max_ns
         self._first_ns: int | None = None
         self._spans = Spans()
-        self._recent: deque[tuple[int, int]] = deque()
+        self._recent: deque[tuple[int, int, bool]] = deque(maxlen=RECENT_MAX)
         self._counters = {name: Monotone() for name in ("steps", "generation", "prompt", "cached")}
         self.looks: list[Look] = []
         self._times: list[int] = []
@@ -110,28 +139,34 @@ class Census:
             "prompt": counters["prompt"].take(sample.prompt_tokens),
             "cached": counters["cached"].take(sample.cached_prompt_tokens),
         }
-        look = Look(sample.t_ns, sample.requests_running)
+        look = Look(sample.t_ns, sample.requests_running, sample.requests_waiting)
         look.steps = counters["steps"].total if sample.steps is not None else None
         look.generation = counters["generation"].total if sample.generation_tokens is not None else None
         look.prompt = counters["prompt"].total if sample.prompt_tokens is not None else None
-        look.cached = counters["cached"].total
+        look.cached = counters["cached"].total if sample.cached_prompt_tokens is not None else None
         last = self.looks[-1] if self.looks else None
         nobody = look.running == 0 and not sample.requests_waiting
         if nobody and last is not None and last.running == 0 and not any(grown.values()):
             look.quiet_since_ns = last.t_ns if last.quiet_since_ns is None else last.quiet_since_ns
-        look.known = sum(1 for start, end in self._recent if start <= look.t_ns < end)
+        present = [scheduled for start, end, scheduled in self._recent if start <= look.t_ns < end]
+        look.known, look.unscheduled = len(present), present.count(False)
         self.looks.append(look)
         self._times.append(look.t_ns)
         return grown
 
-    def known(self, start_ns: int, last_ns: int, seen_ns: int) -> None:
-        """A request that ran over [start, last) has become known."""
+    def known(self, start_ns: int, last_ns: int, seen_ns: int, *, scheduled: bool = True) -> None:
+        """A request that was there over [start, last) has become known.
+
+        scheduled: start is when it left the queue; else it is its arrival.
+        """
         low, high = bisect_left(self._times, start_ns), bisect_left(self._times, last_ns)
         for index in range(low, high):
             self.looks[index].known += 1
+            self.looks[index].unscheduled += not scheduled
         if not self._times or last_ns > self._times[-1]:
-            self._recent.append((start_ns, last_ns))
-        while self._recent and self._times and self._recent[0][1] <= self._times[-1]:
+            self._recent.append((start_ns, last_ns, scheduled))
+        needed_ns = max(seen_ns - RECENT_NS, self._times[-1] if self._times else 0)
+        while self._recent and self._recent[0][1] <= needed_ns:
             self._recent.popleft()
         self._spans.add(seen_ns, max(seen_ns - start_ns, 0))
 
@@ -148,7 +183,7 @@ class Census:
     def verified_ns(self, now_ns: int) -> int:
         """Up to here gauge and events agree, or nobody was there; 0 if never."""
         for look in reversed(self.looks):
-            settled = look.running is not None and look.t_ns <= now_ns - self._wait_ns and look.known == look.running
+            settled = look.t_ns <= now_ns - self._wait_ns and look.is_complete
             quiet = look.quiet_since_ns is not None and look.quiet_since_ns <= now_ns - self._wait_ns
             if quiet or settled:
                 return look.t_ns
@@ -172,6 +207,11 @@ class Census:
     def counts_steps(self) -> bool:
         """Whether the engine's page has a step counter."""
         return bool(self.looks) and self.looks[-1].steps is not None
+
+    @property
+    def counts_cached(self) -> bool:
+        """Whether the engine's page has a counter of cached prompt tokens."""
+        return bool(self.looks) and self.looks[-1].cached is not None
 
     def between(self, begin_ns: int, end_ns: int) -> list[Look]:
         """Looks inside an interval, both ends included."""

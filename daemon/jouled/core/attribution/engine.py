@@ -15,7 +15,7 @@ from jouled.core.attribution.load import Load, Row, Work
 from jouled.core.attribution.lost import LostWork
 from jouled.core.attribution.priors import betas
 from jouled.core.attribution.request import DECODE, DONE, ZERO, Parts, Prefix, Request
-from jouled.core.attribution.service_start import KEEP_CELLS, ServiceStart
+from jouled.core.attribution.service_start import KEEP_CELLS, SHORTEST_PREFILL_NS, ServiceStart
 from jouled.core.attribution.step_density import StepDensity
 from jouled.model.engine import Engine, EngineSample
 from jouled.model.parameters import IdlePolicy, Parameters
@@ -30,6 +30,8 @@ STEP_RATIO_WEIGHT = 0.2
 ABANDON_NS = nanoseconds(3600.0)
 """A request in flight for longer is taken for lost."""
 MEAN_DECAY = 0.999
+LEARNED = ("census", "lost", "in_flight", "_starts", "_density", "_step_ratio", "_spent", "_worked")
+"""What stays true of an engine when the devices around it are grouped anew."""
 
 
 class Split(NamedTuple):
@@ -80,6 +82,8 @@ class EngineBook:
     def begin(self, cell: int) -> None:
         """The books of this engine begin with `cell`."""
         self.next_cell = self._first_cell = cell
+        for earlier in [key for key in self._pending if key < cell]:
+            self._pending.setdefault(cell, []).extend(self._pending.pop(earlier))
         self._origin_ns = start_of(cell)
         self.census.began(start_of(cell))
 
@@ -102,7 +106,8 @@ class EngineBook:
         """Take a request that ended; returns `late` or `before_start` if part of its time is closed already."""
         self.in_flight.pop(event.id, None)
         earliest_ns = earliest_start_ns(event)
-        self.census.known(earliest_ns, event.last_token_ns, event.seen_ns or event.last_token_ns)
+        seen_ns = event.seen_ns or event.last_token_ns
+        self.census.known(earliest_ns, event.last_token_ns, seen_ns, scheduled=event.scheduled_ns is not None)
         self._starts.known(event.first_token_ns)
         cell = cell_of(earliest_ns)
         floor = self.next_cell
@@ -132,6 +137,7 @@ class EngineBook:
         self.abandon_in_flight(start_of(begin) - ABANDON_NS)
         if start_of(until_cell) > self.census.verified_ns(now_ns):
             self._assume_in_flight(begin, until_cell)
+        self.lost.begin(self.census)
         rows = [self._sweep_cell(cell) for cell in range(begin, until_cell)]
         self._assess_steps(begin, rows)
         self.lost.assess(self.census, begin, rows, self._means())
@@ -142,28 +148,31 @@ class EngineBook:
         """Pass over cells in which no energy was measured, however many; returns the requests that ended in them."""
         finals: list[Request] = []
         cell = self.next_cell or until_cell
-        while cell < until_cell:
-            ahead = min((key for key in (*self._load.cells, *self._pending) if key >= cell), default=until_cell)
-            self._load.skip(min(ahead, until_cell) - cell)
-            cell = min(ahead, until_cell)
-            if cell < until_cell:
-                finals += self.close(cell, self._sweep_cell(cell), Split(0, 0, 0.0))[1]
-                cell += 1
+        while waiting := sorted(key for key in self._pending if key < until_cell):
+            for key in waiting:
+                self._place_all(key)
+        for touched in sorted(key for key in self._load.cells if key < until_cell):
+            self._load.skip(touched - cell)
+            finals += self.close(touched, self._sweep_cell(touched), Split(0, 0, 0.0))[1]
+            cell = touched + 1
+        self._load.skip(until_cell - cell)
+        self._starts.forget_before(until_cell - KEEP_CELLS)
         self.next_cell = until_cell
         self.census.forget_before(start_of(until_cell))
         return finals
 
     def _sweep_cell(self, cell: int) -> Row:
-        waiting = self._pending.pop(cell, None)
-        if waiting:
-            for event in sorted(waiting, key=order_of):
-                self._place(event, cell)
+        self._place_all(cell)
         row = self._load.sweep(cell)
         for which, mark in row.marks:
             if isinstance(mark, Request) and mark.event.id:
                 self.lost.expect(row, mark, which)
         self._starts.forget(cell - KEEP_CELLS)
         return row
+
+    def _place_all(self, cell: int) -> None:
+        for event in sorted(self._pending.pop(cell, ()), key=order_of):
+            self._place(event, cell)
 
     def _place(self, event: RequestEvent, cell: int) -> None:
         earliest_ns = earliest_start_ns(event)
@@ -176,7 +185,7 @@ class EngineBook:
         self._starts.observe(start_ns, event.first_token_ns, computed)
         edge_ns = start_of(cell) if cell_of(start_ns) < cell else start_ns
         flags: tuple[str, ...] = ()
-        if edge_ns > start_ns:
+        if edge_ns - start_ns > SHORTEST_PREFILL_NS:
             flags = ("before_start",) if cell_of(start_ns) < self._first_cell else ("truncated",)
         work = Work(
             start_ns=start_ns,
@@ -425,8 +434,7 @@ class EngineBook:
             if self._retire(request):
                 yield request
         for event in sorted((e for waiting in self._pending.values() for e in waiting), key=order_of):
-            work = Work(event.arrival_ns, event.first_token_ns, event.last_token_ns, 0, 0, 0, 0, event.last_token_ns)
-            yield Request(event, work, ("beyond_end",))
+            yield _unmetered(event, "beyond_end")
         self._pending.clear()
         self.abandon_in_flight(None)
 
@@ -435,15 +443,24 @@ class EngineBook:
         for key, start in list(self.in_flight.items()):
             if before_ns is None or start.arrival_ns < before_ns:
                 del self.in_flight[key]
-        for key in [key for key in self._carried if key not in self.in_flight]:
-            if before_ns is None or not self._waits_for(key):
-                parts = self._carried.pop(key)
-                self.unreported_uj += parts.resident + parts.prefill_total + parts.decode_total
+        orphans = self._carried.keys() - self.in_flight.keys()
+        if orphans and before_ns is not None:
+            orphans -= {event.id for events in self._pending.values() for event in events}
+            orphans -= {request.event.id for request in self.open.values()}
+        for key in orphans:
+            parts = self._carried.pop(key)
+            self.unreported_uj += parts.resident + parts.prefill_total + parts.decode_total
 
-    def _waits_for(self, request_id: str) -> bool:
-        """Whether a request that ended is still on its way to its account."""
-        waiting = any(event.id == request_id for events in self._pending.values() for event in events)
-        return waiting or any(request.event.id == request_id for request in self.open.values())
+    def give_up(self, before_ns: int) -> Iterator[Request]:
+        """Requests that ended before a time and whose devices have never been read: they own nothing."""
+        for key in [key for key in self._pending if start_of(key) < before_ns]:
+            for event in self._pending.pop(key):
+                yield _unmetered(event, "no_energy")
+
+    def inherit(self, former: "EngineBook") -> None:
+        """Take over what another book has learned of the same engine."""
+        for name in LEARNED:
+            setattr(self, name, getattr(former, name))
 
     def outline(self, event: RequestEvent) -> Request | None:
         """A request's share at the engine's recent means, before its cells close; `None` before anything ran."""
@@ -523,6 +540,12 @@ def _counted_over(census: Census, name: str, begin: int, count: int) -> tuple[in
         return None
     start, end = census.counter_at(name, start_of(low)), census.counter_at(name, start_of(high))
     return None if start is None or end is None else (low, high, end - start)
+
+
+def _unmetered(event: RequestEvent, flag: str) -> Request:
+    """A request without any joules."""
+    start_ns, last_ns = event.arrival_ns, event.last_token_ns
+    return Request(event, Work(start_ns, event.first_token_ns, last_ns, 0, 0, 0, 0, last_ns), (flag,))
 
 
 def _in_flight_event(start: RequestStart, work: Work) -> RequestEvent:

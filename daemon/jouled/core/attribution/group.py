@@ -99,15 +99,28 @@ class DeviceGroup:
 
     def begin_at(self, closed: dict[str, int], edge_cell: int) -> None:
         """Go on where other groups left these devices: `closed` is what they booked of each device's curve."""
-        self._closed_uj.update(closed)
-        self._closed_base_uj = sum(self._closed_uj.values())
-        taken_over = [meter for meter in self.meters if meter.device.name in closed]
-        told_late = sum(meter.measured_uj - meter.curve.last_uj for meter in taken_over if meter.curve)
-        self._measured_base_uj = self._closed_base_uj + told_late
-        self._begin(edge_cell)
+        self._begin(edge_cell, closed)
 
-    def _begin(self, cell: int) -> None:
+    def inherit(self, former: "DeviceGroup") -> None:
+        """Take over what another group has learned of the devices and engines that are in both."""
+        for name in self._idle.keys() & former._idle.keys():  # noqa: SLF001 - the same class
+            self._idle[name] = former._idle[name]  # noqa: SLF001 - the same class
+        before = {book.engine.name: book for book in former.engines}
+        for book in self.engines:
+            old = before.get(book.engine.name)
+            if old is not None and old.engine.devices == book.engine.devices:
+                book.inherit(old)
+
+    def _begin(self, cell: int, closed: dict[str, int]) -> None:
+        """Begin with a cell. What a meter told before, of which no group has taken account, is not this group's."""
         self._anchor = self._next = cell
+        for meter in self.meters:
+            name = meter.device.name
+            meter.take_late()
+            self._closed_uj[name] = closed.get(name, meter.curve.value_at(start_of(cell)))
+        self._closed_base_uj = sum(self._closed_uj.values())
+        told_late = sum(meter.measured_uj - meter.curve.last_uj for meter in self.meters if meter.curve)
+        self._measured_base_uj = self._closed_base_uj + told_late
         for book in self.engines:
             book.begin(cell)
 
@@ -126,6 +139,7 @@ class DeviceGroup:
             self._late_booked_uj += late_uj
             bookings.append(self._book(self._first_engine(), Owner.UNATTRIBUTED, late_uj))
         if self._anchor is None and not self._find_beginning():
+            self._give_up(now_ns, bookings, finals, everything=everything)
             return bookings, finals
         self._skip_gap(bookings, finals)
         while (until := self._next_edge(now_ns, everything=everything)) is not None:
@@ -141,11 +155,19 @@ class DeviceGroup:
     def _find_beginning(self) -> bool:
         known = [meter.curve.first_ns for meter in self.meters if meter.curve]
         if known:
-            self._begin(cell_of(min(known)))
+            self._begin(cell_of(min(known)), {})
         return bool(known)
+
+    def _give_up(self, now_ns: int, bookings: list[Booking], finals: list[Final], *, everything: bool) -> None:
+        """No device has ever been read: requests are told all the same, in the end without joules."""
+        for book in self.engines:
+            requests = book.finish() if everything else book.give_up(now_ns - book.census.horizon_ns(now_ns))
+            finals.extend(self._finalise(book, request, bookings) for request in requests)
 
     def _covered_cell(self, now_ns: int, *, everything: bool) -> int:
         known = [meter for meter in self.meters if meter.curve]
+        if not known:
+            return self._next
         if everything:
             return max(cell_of(meter.curve.last_ns - 1) + 1 for meter in known)
         return cell_of(min(now_ns - SILENCE_NS if m.silent(now_ns) else m.curve.last_ns for m in known))
@@ -174,6 +196,7 @@ class DeviceGroup:
         if not self.engines:
             self._close_idle(until, bookings)
             return
+        self._refresh_idle()
         rows = [book.sweep(until, now_ns) for book in self.engines]
         begin = self._next
         energies = [self._take_energy(cell + 1) for cell in range(begin, until)]
@@ -219,6 +242,12 @@ class DeviceGroup:
             value = meter.curve.value_at(edge_ns)
             energy[name], self._closed_uj[name] = value - self._closed_uj[name], value
         return energy
+
+    def _refresh_idle(self) -> None:
+        """A device may be described better later on: its limit, its idle power."""
+        for meter in self.meters:
+            if self._idle[meter.device.name].device != meter.device:
+                self._idle[meter.device.name] = IdlePower(meter.device)
 
     def _observe_idle(self, rows: list[list[Row]], energies: list[dict[str, int]]) -> None:
         busy = [any(engine_rows[i].active for engine_rows in rows) for i in range(len(energies))]

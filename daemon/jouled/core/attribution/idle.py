@@ -23,6 +23,7 @@ class IdlePower:
     """
 
     def __init__(self, device: Device) -> None:
+        self.device = device
         per_cell = CELL_SECONDS * MICROJOULES_PER_JOULE
         self._configured = None if device.idle_watts is None else device.idle_watts * per_cell
         self._limit = None if device.max_watts is None else device.max_watts * per_cell

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.03
 NOISE_FLOOR_TOKENS = 8.0
+NOISE_TOKENS_PER_CROSSING = 16.0
+"""By how much linear decode may be off for a request that crosses the end of a range: half a second of tokens."""
+CARRY_LIMITS = 3.0
+"""Tokens told in excess of the counter are remembered up to this multiple of the threshold."""
 COVERAGE_WEIGHT = 0.2
 MEAN_WEIGHT = 0.01
 
@@ -44,6 +48,11 @@ class LostWork:
         self.mean_computed = 512.0
         self.mean_prefill_seconds = 0.1
         self._requests = 0
+        self._computed_only = True
+
+    def begin(self, census: Census) -> None:
+        """A range begins: see what the page counts."""
+        self._computed_only = self._semantics.prompt == "computed" or census.counts_cached
 
     def expect(self, row: Row, request: Request, which: int) -> None:
         """Book what a request adds to the engine's counters at this mark, into the row of its cell."""
@@ -51,16 +60,25 @@ class LostWork:
         if "in_flight" in request.flags:
             return
         if which == 1 and request.work.first_ns >= request.work.from_ns:
-            if semantics.generation == "all" and semantics.generation_at == "step" and event.generation_tokens:
-                row.generation_expected += 1
+            if semantics.generation_at == "step":
+                row.generation_expected += self._at_first_token(request)
             if semantics.prompt_at == "first_token":
-                row.prompt_expected += request.work.computed
+                row.prompt_expected += self._prompt(request)
             self._learn(request)
         if which == 2:
             if semantics.generation_at == "finish":
                 row.generation_expected += max(event.generation_tokens - (semantics.generation != "all"), 0)
             if semantics.prompt_at == "finish":
-                row.prompt_expected += request.work.computed
+                row.prompt_expected += self._prompt(request)
+
+    def _at_first_token(self, request: Request) -> int:
+        """Generated tokens that the load does not spread over decode: the first, or all that came at once."""
+        tokens = request.event.generation_tokens - (self._semantics.generation != "all")
+        return max(tokens, 0) if request.work.decode_rate == 0.0 else int(self._semantics.generation == "all")
+
+    def _prompt(self, request: Request) -> int:
+        """A request's prompt tokens as the page counts them: without the cached ones only where it tells those."""
+        return request.work.computed if self._computed_only else request.work.prompt
 
     def _learn(self, request: Request) -> None:
         self._requests += 1
@@ -73,9 +91,13 @@ class LostWork:
         """A request of closed cells became known after all: its tokens there are no longer missing."""
         span = max(event.last_token_ns - event.first_token_ns, 1)
         closed = min(max((edge_ns - event.first_token_ns) / span, 0.0), 1.0)
-        self._carry["generation"] = max(self._carry["generation"] - closed * event.generation_tokens, 0.0)
+        self._found("generation", closed * event.generation_tokens)
         if event.first_token_ns < edge_ns:
-            self._carry["prompt"] = max(self._carry["prompt"] - event.prompt_tokens, 0.0)
+            self._found("prompt", event.prompt_tokens)
+
+    def _found(self, name: str, tokens: float) -> None:
+        if self._carry[name] > 0.0:
+            self._carry[name] = max(self._carry[name] - tokens, 0.0)
 
     def assess(self, census: Census, begin: int, rows: Sequence[Row], means: "Means") -> None:
         """Add lost work to the rows of a settled range."""
@@ -125,19 +147,22 @@ class LostWork:
     def _expected(self, name: str, row: Row) -> float:
         if name == "prompt":
             return row.prefill if self._semantics.prompt_at == "step" else row.prompt_expected
-        live = row.decode if self._semantics.generation_at == "step" else 0.0
+        live = row.decode * row.density if self._semantics.generation_at == "step" else 0.0
         return live + row.generation_expected
 
     def _missing(self, name: str, pieces: list[Piece], noise: float) -> float:
-        """Tokens to call lost now: the balance of what is missing, once it stands out from threshold and noise."""
+        """Tokens to call lost now: the balance of what is missing, once it stands out from threshold and noise.
+
+        The balance remembers both ways: linear decode runs ahead of the counter as often as behind it. What was
+        missing earlier is not laid on a range that misses little itself.
+        """
         counted = sum(piece.counted for piece in pieces)
-        balance = self._carry[name] + counted - sum(piece.expected for piece in pieces)
+        missing = counted - sum(piece.expected for piece in pieces)
+        balance = self._carry[name] + missing
         limit = max(THRESHOLD * counted, noise)
-        if balance <= limit:
-            self._carry[name] = max(balance, -noise)
-            return 0.0
-        self._carry[name] = 0.0
-        return min(balance, counted)
+        lost = min(balance, max(missing, 0.0) + THRESHOLD * counted) if balance > limit else 0.0
+        self._carry[name] = max(balance - lost, -CARRY_LIMITS * limit)
+        return lost
 
     def _add(self, rows: Sequence[Row], means: "Means", *, generated: float, computed: float) -> None:
         generated /= len(rows)
@@ -170,10 +195,10 @@ class LostWork:
 
 
 def _noise(rows: Sequence[Row]) -> float:
-    """Tokens by which linear decode may be off at both ends of a range: a few per request that crosses one."""
+    """Tokens by which linear decode may be off at both ends of a range."""
     if not rows:
         return NOISE_FLOOR_TOKENS
-    return NOISE_FLOOR_TOKENS + 2.0 * (rows[0].decoders + rows[-1].decoders) / CELL_SECONDS
+    return NOISE_FLOOR_TOKENS + NOISE_TOKENS_PER_CROSSING * (rows[0].decoders + rows[-1].decoders) / CELL_SECONDS
 
 
 def _spread(pieces: list[Piece], tokens: float) -> list[tuple[Piece, float]]:

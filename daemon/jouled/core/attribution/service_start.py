@@ -23,11 +23,14 @@ class ServiceStart:
 
     def __init__(self) -> None:
         self._first_tokens: dict[int, list[int]] = {}
+        self._floor = 0
         self._rates: list[float] = []
         self._order: list[float] = []
 
     def known(self, first_ns: int) -> None:
         """A request's first token has become known."""
+        if cell_of(first_ns) < self._floor:
+            return
         insort(self._first_tokens.setdefault(cell_of(first_ns), []), first_ns)
 
     def start_ns(self, earliest_ns: int, first_ns: int, computed: int) -> int:
@@ -52,8 +55,15 @@ class ServiceStart:
             self._rates.remove(self._order.pop(0))
 
     def forget(self, cell: int) -> None:
-        """First tokens of this cell are needed no more."""
+        """First tokens up to this cell are needed no more; called for cell after cell."""
+        self._floor = cell + 1
         self._first_tokens.pop(cell, None)
+
+    def forget_before(self, cell: int) -> None:
+        """First tokens before this cell are needed no more, however many cells that is."""
+        self._floor = max(self._floor, cell)
+        for known in [key for key in self._first_tokens if key < cell]:
+            del self._first_tokens[known]
 
     def _latest_before(self, before_ns: int, not_before_ns: int) -> int | None:
         """The latest first token in (not_before, before), or `None`."""

@@ -52,7 +52,13 @@ class CounterTrack:
         self._wrap_uj = device.wrap_microjoules
         self._plausible_watts = plausible_watts(device)
         self._last: tuple[int, int] | None = None
+        self._seen_ns = 0
         self._suspect: tuple[int, int] | None = None
+
+    def describe(self, device: Device) -> None:
+        """The device is described better."""
+        self._wrap_uj = device.wrap_microjoules
+        self._plausible_watts = plausible_watts(device)
 
     @property
     def last_raw(self) -> int | None:
@@ -63,11 +69,12 @@ class CounterTrack:
         """Take a reading; returns what it was and the energy since the last one taken, microjoules."""
         if raw_uj < 0:
             return Step.IMPLAUSIBLE, 0
+        if self._last is not None and t_ns <= self._seen_ns:
+            return Step.OUT_OF_ORDER, 0
+        self._seen_ns = t_ns
         if self._last is None:
             self._last = (t_ns, raw_uj)
             return Step.FIRST, 0
-        if t_ns <= self._last[0]:
-            return Step.OUT_OF_ORDER, 0
         return self._compare(t_ns, raw_uj, *self._last)
 
     def _compare(self, t_ns: int, raw_uj: int, last_ns: int, last_uj: int) -> tuple[Step, int]:
@@ -110,6 +117,10 @@ class GaugeTrack:
         self._plausible_watts = plausible_watts(device)
         self._last: tuple[int, float] | None = None
         self._intervals_ns: deque[int] = deque(maxlen=15)
+
+    def describe(self, device: Device) -> None:
+        """The device is described better."""
+        self._plausible_watts = plausible_watts(device)
 
     def step(self, t_ns: int, watts: float) -> tuple[Step, int]:
         """Take a reading; returns what it was and the energy since the last one, microjoules."""

@@ -40,6 +40,12 @@ class Meter:
         self._power_mark: tuple[int, int] | None = None
         self._watts: float | None = None
 
+    def describe(self, device: Device) -> None:
+        """The device is described better: another limit, another range."""
+        self.device = device
+        if self._track is not None:
+            self._track.describe(device)
+
     @property
     def last_raw_uj(self) -> int | None:
         """The last raw counter value, for a restart; `None` for gauges."""

@@ -1,0 +1,200 @@
+"""Faults that a review found, each with the case that showed it."""
+
+import msgspec
+import pytest
+from msgspec.structs import replace as change
+from tests.core.scenario import PARAMETERS, SECOND, START, Node, gpu, request, run, when
+
+from jouled.core.books import Books
+from jouled.core.pipeline import Pipeline
+from jouled.model.device import Device, DeviceKind
+from jouled.model.engine import Engine, EngineSample
+from jouled.model.readings import EnergyReading
+from jouled.model.requests import RequestEvent
+
+ENGINE = Engine(name="e", type="vllm", model="x-8B", devices=("gpu0",))
+
+
+def begin(*items) -> Pipeline:
+    pipeline = Pipeline(PARAMETERS)
+    for item in items:
+        pipeline.feed(item)
+    return pipeline
+
+
+def reading(seconds: float, watts: int = 300) -> EnergyReading:
+    return EnergyReading("gpu0", START + round(seconds * SECOND), round(seconds * watts * 1e6))
+
+
+def test_receipts_that_become_final_as_groups_change_are_handed_out():
+    node = Node(tuple(request(f"r{i}", 1.0 + i * 2, decode=1.0) for i in range(10)), seconds=60.0)
+    pipeline, finals = begin(*node.devices(), node.engine), []
+    for item in node.inputs()[2:]:
+        pipeline.feed(item)
+        if when(item) == START + 40 * SECOND:
+            pipeline.feed(Engine(name="f", type="vllm", model="x", devices=("gpu0",)))
+        finals += pipeline.advance(when(item))
+    finals += pipeline.finish()
+    assert {receipt.id for receipt in finals} == {r.id for r in node.requests}
+    assert len(finals) == 10
+
+
+def test_a_device_that_was_never_read_stops_nothing():
+    pipeline = begin(gpu(0), gpu(1))
+    for k in range(20):
+        pipeline.feed(reading(k))
+        pipeline.advance(START + k * SECOND)
+    pipeline.feed(ENGINE)
+    pipeline.advance(START + 21 * SECOND)
+    assert pipeline.snapshot(START + 21 * SECOND).degraded == ()
+
+
+def test_what_a_meter_told_before_it_had_a_group_is_nobodys():
+    pipeline = begin(Device(name="cpu0", kind=DeviceKind.CPU_PACKAGE, source="rapl", idle_watts=20.0, max_watts=300.0))
+    finals = []
+    for k in range(20_000):
+        pipeline.feed(EnergyReading("cpu0", START + k * SECOND // 10, k * 10_000_000))
+        if k == 19_000:
+            pipeline.feed(Engine(name="e", model="x-8B", devices=("cpu0",)))
+        if k == 19_500:
+            pipeline.feed(request("a", 1870.0, decode=60.0, prefill=2.0))
+        if k % 10 == 0:
+            finals += pipeline.advance(START + k * SECOND // 10)
+    finals += pipeline.finish()
+    assert finals[0].joules < 62 * 100
+    assert pipeline.snapshot(START).boundaries_uj["compute"] < 110 * 100 * 10**6
+
+
+def test_events_from_before_the_first_reading_become_final():
+    early, over, later = (
+        request("a", 1.0, decode=1.0),
+        request("b", 1.5, decode=30.0),
+        request("late", 70.0, decode=1.0),
+    )
+    pipeline, finals = begin(gpu(0), ENGINE, early, over), []
+    for k in range(5, 400):
+        if k == 72:
+            pipeline.feed(later)
+        pipeline.feed(reading(k))
+        finals += pipeline.advance(START + k * SECOND)
+    assert {receipt.id for receipt in finals} == {"a", "b", "late"}
+    assert next(r for r in finals if r.id == "b").joules > 25 * 100
+
+
+def test_requests_to_an_engine_without_a_living_meter_are_told_without_joules():
+    pipeline = begin(gpu(0), ENGINE, request("a", 1.0))
+    assert [r.id for k in range(0, 400, 10) for r in pipeline.advance(START + k * SECOND)] == ["a"]
+    assert [r.validity for r in begin(gpu(0), ENGINE, request("a", 1.0)).finish()] == ["beyond_end"]
+
+
+def unreported_share(node: Node, told=None) -> float:
+    swap = told or {}
+    result = run([swap.get(item.id, item) if isinstance(item, RequestEvent) else item for item in node.inputs()])
+    return result.book.unreported_uj / result.book.measured_uj
+
+
+def test_a_page_without_a_cached_counter_makes_no_lost_work():
+    requests = tuple(
+        request(f"r{i:03d}", 1 + i * 0.5, decode=4.0, generated=200, prompt=2000, cached_prompt_tokens=1500)
+        for i in range(200)
+    )
+    assert unreported_share(Node(requests, seconds=150.0, samples=True)) == 0.0
+
+
+def test_answers_in_one_piece_make_little_lost_work():
+    requests = tuple(request(f"r{i:03d}", 1 + i * 0.5, decode=4.0, generated=200) for i in range(200))
+    told = {r.id: change(r, first_token_ns=r.last_token_ns) for r in requests}
+    assert unreported_share(Node(requests, seconds=150.0, samples=True), told) < 0.03
+
+
+def test_requests_that_do_not_say_when_they_left_the_queue_are_held_against_the_queue_too():
+    """One runs unknown while a known one still queues: the gauge alone would look complete."""
+    unknown = request("unknown", 2.0, decode=100.0)
+    queued = change(request("queued", 10.0, queue=80.0, decode=2.0), scheduled_ns=None)
+    pipeline = begin(gpu(0), ENGINE)
+    for k in range(80):
+        pipeline.feed(reading(k))
+        if k % 5 == 0:
+            waiting = int(k >= 10)
+            sample = EngineSample(engine="e", t_ns=START + k * SECOND, requests_running=1, requests_waiting=waiting)
+            pipeline.feed(sample)
+        if k == 60:
+            pipeline.feed(change(queued, last_token_ns=queued.last_token_ns))
+        pipeline.advance(START + k * SECOND)
+    [engine] = pipeline.snapshot(START).engines
+    assert engine.watermark_ns < START + 10 * SECOND, unknown.id
+
+
+def test_memory_follows_the_requests_in_flight():
+    pipeline = begin(gpu(0), ENGINE)
+    for k in range(1500):
+        pipeline.feed(reading(k))
+        if k > 600:
+            pipeline.feed(request(f"late{k}", k - 500.0, decode=1.5))
+            pipeline.feed(request("health", k - 2.0, decode=1.5))
+        pipeline.advance(START + k * SECOND)
+    book = pipeline._books["e"]
+    assert len(book.census._recent) < 200
+    assert len(book._starts._first_tokens) < 800
+    for k in range(1500, 5400, 5):
+        pipeline.feed(reading(k))
+        pipeline.feed(request("health", k - 2.0, decode=1.5))
+        pipeline.advance(START + k * SECOND)
+    assert len(pipeline._admission._by_id) == 1, "half an hour later only what still comes is remembered"
+    assert len(pipeline._admission._by_id["e", "health"]) <= 361
+
+
+def test_a_request_that_was_final_before_a_restart_is_a_duplicate_after_it():
+    node = Node((request("a", 1.0),), seconds=150.0)
+    first = run(node.inputs())
+    stored = msgspec.msgpack.decode(msgspec.msgpack.encode(first.pipeline.books()), type=Books)
+    again = Pipeline(PARAMETERS, stored)
+    again.remember(first.receipts.values())
+    for item in (gpu(0), node.engine, reading(160)):
+        again.feed(item)
+    assert again.feed(node.requests[0]) == "duplicate"
+
+
+def test_a_page_read_out_of_order_is_no_restart_of_the_engine():
+    pipeline = begin(gpu(0), ENGINE)
+    samples = [(0, 1000), (10, 3000), (5, 2000), (15, 3000)]
+    reasons = [
+        pipeline.feed(EngineSample(engine="e", t_ns=START + t * SECOND, generation_tokens=tokens))
+        for t, tokens in samples
+    ]
+    assert reasons == ["", "", "out_of_order", ""]
+    assert pipeline.snapshot(START).counters["engine_tokens_total"] == {("e", "x-8B", "generation"): 2000}
+
+
+def test_cached_tokens_counted_before_their_prompt_are_not_computed():
+    pipeline = begin(gpu(0), ENGINE)
+    for t, prompt, cached in ((0, 0, 0), (5, 0, 300), (10, 400, 300)):
+        pipeline.feed(
+            EngineSample(engine="e", t_ns=START + t * SECOND, prompt_tokens=prompt, cached_prompt_tokens=cached)
+        )
+    counters = pipeline.snapshot(START).counters["engine_tokens_total"]
+    assert counters == {("e", "x-8B", "prompt_computed"): 100, ("e", "x-8B", "prompt_cached"): 300}
+
+
+def test_what_was_open_at_a_restart_is_paid_for_too():
+    parameters = msgspec.structs.replace(
+        PARAMETERS, price=msgspec.structs.replace(PARAMETERS.price, price_per_kwh=0.36)
+    )
+    pipeline = Pipeline(parameters)
+    for item in (gpu(0), ENGINE, *(reading(k) for k in range(100))):
+        pipeline.feed(item)
+    pipeline.advance(START + 99 * SECOND)
+    again = Pipeline(parameters, msgspec.msgpack.decode(msgspec.msgpack.encode(pipeline.books()), type=Books))
+    booked = again.snapshot(START).total.measured_uj / 1e6
+    assert sum(again.snapshot(START).counters["energy_cost_total"].values()) == pytest.approx(booked / 3.6e6 * 0.36)
+
+
+def test_a_gap_with_thousands_of_requests_closes_fast():
+    """Counted in sweeps, not seconds: one for each touched cell, whatever the gap's length."""
+    pipeline = begin(gpu(0), ENGINE, reading(0), reading(1))
+    for i in range(3000):
+        pipeline.feed(request(f"r{i}", 2.0 + i * 0.4, decode=0.5))
+    pipeline.feed(EnergyReading("gpu0", START + 1500 * SECOND, 10**9))
+    pipeline.feed(EnergyReading("gpu0", START + 1501 * SECOND, 10**9 + 10**6))
+    finals = [*pipeline.advance(START + 1501 * SECOND), *pipeline.finish()]
+    assert len(finals) == 3000
