@@ -211,13 +211,20 @@ function engines({ list, now }) {
     ["tokens/s", true], ["event coverage", true], ["books behind", true]], rows);
 }
 
+function perJoule(boundaries) {
+  const entries = Object.entries(boundaries);
+  if (!entries.length) return "–";
+  const [first] = entries.filter(([name]) => name === "compute").concat(entries);
+  return el("span", { title: entries.map(([name, value]) => `${name} ${number(value)}`).join(" · ") }, number(first[1]));
+}
+
 function slos(list) {
   const rows = list.map((slo) => {
     const [good, late, failed] = ["good", "late", "failed"].map((verdict) => slo[`${verdict}_requests`] || 0);
     const energy = sum(["good", "late", "failed"].map((verdict) => slo[`${verdict}_uj`] || 0));
     return [slo.slo, percent(good, good + late + failed), number(good), number(late), number(failed),
       percent(energy - (slo.good_uj || 0), energy),
-      Object.entries(slo.good_tokens_per_joule).map(([name, value]) => `${name} ${number(value)}`).join(" · ") || "–"];
+      perJoule(slo.good_tokens_per_joule)];
   });
   return table("No service level is configured: add [[slo]] with ttft, tpot or e2el in milliseconds.",
     [["SLO"], ["attained", true], ["good", true], ["late", true], ["failed", true], ["energy wasted", true],
@@ -233,12 +240,12 @@ function requests(list) {
       receipt.id.length > 26 ? `${receipt.id.slice(0, 14)}…${receipt.id.slice(-8)}` : receipt.id);
     const band = known(receipt.sigma_joules) ? ` ± ${number(receipt.sigma_joules, 2)}` : "";
     const outcome = receipt.outcome === "completed" ? "completed" : el("span", { className: "pill warn" }, receipt.outcome);
-    return [link, el("span", { className: "soft" }, receipt.model), outcome,
+    return [link, el("span", { className: "soft short", title: receipt.model }, receipt.model), outcome,
       `${number(receipt.prompt_tokens)} → ${number(receipt.generation_tokens)}`, milliseconds(receipt.ttft_seconds),
       milliseconds(receipt.tpot_seconds), `${number(receipt.joules)}${band} J`, stack(parts, receipt.joules, true),
       receipt.generation_tokens ? `${number(receipt.joules / receipt.generation_tokens)} J` : "–",
       verdicts.length ? (missed.length ? `missed ${missed.join(", ")}` : "met") : "–",
-      receipt.validity === "ok" ? "ok" : el("span", { className: "pill warn" }, receipt.validity)];
+      receipt.provisional ? el("span", { className: "soft" }, "provisional") : receipt.validity === "ok" ? "ok" : el("span", { className: "pill warn" }, receipt.validity)];
   });
   return table("No request has finished yet.", [["id"], ["model"], ["outcome"], ["tokens in → out", true], ["TTFT", true],
     ["TPOT", true], ["energy", true], ["prefill · decode · resident"], ["per token", true], ["SLOs"], ["validity"]], rows);
