@@ -9,6 +9,7 @@ involved. Engine collectors and request receivers own no socket: they declare wh
 turn bytes into model types.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Protocol
 
@@ -20,6 +21,12 @@ from jouled.model.readings import DeviceStatus, EnergyReading, PowerReading
 from jouled.model.requests import RequestEvent, RequestStart
 
 API_VERSION = 1
+
+MOST_RECORDS = 50_000
+"""Records that one body may hold: as objects they take some 50 MB, where a byte of gzip can bring hundreds of them."""
+
+MOST_REJECTED = 100
+"""Refused records of one body that are kept with place and sentence; the others are only counted."""
 
 Reading = EnergyReading | PowerReading | DeviceStatus
 
@@ -148,11 +155,36 @@ class Rejected(Struct, frozen=True):
 
 
 class Received(Struct, frozen=True, kw_only=True):
-    """What one request body held. `ignored`: records that are well-formed and none of our business."""
+    """What one request body held.
+
+    rejected: the first ones that were refused; more_rejected: how many others were, by reason. ignored: records that
+    are well-formed and none of our business.
+    """
 
     requests: Sequence[ReceivedRequest] = ()
     rejected: Sequence[Rejected] = ()
     ignored: int = 0
+    more_rejected: Mapping[str, int] = {}
+
+    @property
+    def rejected_count(self) -> int:
+        """All that were refused."""
+        return len(self.rejected) + sum(self.more_rejected.values())
+
+
+class Refusals:
+    """Gathers what is refused of one body: the first `MOST_REJECTED` as they are, of the others the count by reason."""
+
+    def __init__(self, kept: Sequence[Rejected] = (), more: Mapping[str, int] | None = None) -> None:
+        self.kept = list(kept)
+        self.more = Counter(more or {})
+
+    def add(self, rejected: Rejected) -> None:
+        """One more is refused."""
+        if len(self.kept) < MOST_REJECTED:
+            self.kept.append(rejected)
+        else:
+            self.more[rejected.reason] += 1
 
 
 class MalformedBodyError(ValueError):
@@ -163,6 +195,13 @@ class MalformedBodyError(ValueError):
         self.position = position
 
 
+class TooManyRecordsError(MalformedBodyError):
+    """The body holds more than `MOST_RECORDS`; raised before they are built."""
+
+    def __init__(self) -> None:
+        super().__init__(f"too many records (more than {MOST_RECORDS}), send them in parts")
+
+
 class HttpIngest(Protocol):
     """A receiver fed by HTTP POST. Runtime opens the route, with limits and authentication, and undoes gzip."""
 
@@ -171,7 +210,7 @@ class HttpIngest(Protocol):
     content_types: ClassVar[Sequence[str]]
 
     def decode(self, body: bytes, content_type: str) -> Received:
-        """Turn a body into requests. Raises `MalformedBodyError`."""
+        """Turn a body into requests. Raises `MalformedBodyError`, `TooManyRecordsError` among them."""
         ...
 
     def respond(self, received: Received, content_type: str) -> tuple[bytes, Mapping[str, str]]:

@@ -198,3 +198,16 @@ def test_a_gap_with_thousands_of_requests_closes_fast():
     pipeline.feed(EnergyReading("gpu0", START + 1501 * SECOND, 10**9 + 10**6))
     finals = [*pipeline.advance(START + 1501 * SECOND), *pipeline.finish()]
     assert len(finals) == 3000
+
+
+def test_one_request_with_an_absurd_arrival_does_not_stretch_the_horizon():
+    pipeline = begin(gpu(0), ENGINE)
+    for k in range(400):
+        pipeline.feed(reading(k))
+        if k % 10 == 5:
+            pipeline.feed(request(f"r{k}", k - 3.0, decode=1.0))
+        if k == 50:
+            pipeline.feed(change(request("old", -80_000.0), last_token_ns=START + 50 * SECOND))
+        pipeline.advance(START + k * SECOND)
+    [engine] = pipeline.snapshot(START).engines
+    assert engine.watermark_ns > START + 200 * SECOND

@@ -92,6 +92,14 @@ def test_books_add_up_after_a_kill(launch: Launch) -> None:
     assert page.total("jouled_energy_joules_total", owner="downtime") > 0
 
 
+def test_the_first_page_after_a_kill_has_the_books(launch: Launch) -> None:
+    daemon = launch()
+    until_metered(daemon, 300.0)
+    before = daemon.page().total("jouled_boundary_energy_joules_total", boundary="compute")
+    daemon.kill()
+    assert launch().page().total("jouled_boundary_energy_joules_total", boundary="compute") >= before
+
+
 def test_lost_store_starts_from_zero(launch: Launch, tmp_path: Path) -> None:
     daemon = launch()
     before = until_metered(daemon, 400.0)

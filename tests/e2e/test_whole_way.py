@@ -1,5 +1,6 @@
 """The way of a joule: from a meter and an engine through a span to a receipt, in a real daemon."""
 
+import json
 import time
 import urllib.error
 import urllib.request
@@ -85,6 +86,35 @@ def test_a_span_becomes_a_receipt(launch: Launch) -> None:
         opened = page.total("jouled_open_energy_joules", quality="measured")
         assert owners + opened == pytest.approx(page.total("jouled_boundary_energy_joules_total", boundary="compute"))
         assert daemon.json("/api/v1/snapshot")["balance_uj"] == 0
+
+
+def shows(daemon: LiveDaemon, text: str) -> bool:
+    return text in daemon.get("/metrics").decode()
+
+
+def test_a_request_that_is_sent_again_after_a_restart_counts_once(launch: Launch) -> None:
+    end_ns = time.time_ns() + 2_500_000_000
+    event = {
+        "id": "again", "engine": "tiny-0", "arrival_ns": end_ns - 1_000_000_000, "ttft_seconds": 0.1,
+        "e2e_seconds": 1.0, "prompt_tokens": 5, "generation_tokens": 5,
+    }  # fmt: skip
+    body = json.dumps(event).encode()
+
+    def send(daemon: LiveDaemon) -> None:
+        request = urllib.request.Request(daemon.url + "/api/v1/requests", body, {"Content-Type": "application/json"})
+        urllib.request.urlopen(request, timeout=5).close()
+
+    with engine_server() as (_, url):
+        daemon = launch(METER + engine_table("tiny-0", url))
+        wait_for(lambda: time.time_ns() > end_ns and shows(daemon, "jouled_device_power_watts{"), 8, "nothing is read")
+        send(daemon)
+        wait_for(lambda: (r := daemon.receipt("again")) and not r["provisional"], 15, "the receipt is not final")
+        daemon.kill()
+        again = launch(METER + engine_table("tiny-0", url))
+        wait_for(lambda: shows(again, "jouled_device_power_watts{"), 8, "nothing is read")
+        send(again)
+        wait_for(lambda: shows(again, 'reason="duplicate"} 1'), 5, "it was taken again")
+        assert again.page().total("jouled_requests_total") == 1
 
 
 def test_a_bad_engine_delays_nobody(launch: Launch) -> None:

@@ -13,6 +13,7 @@ request in flight. `seen_ns`, which recordings have, is allowed and left out: th
 Every other field is refused, text of prompts and answers above all.
 """
 
+import io
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,15 @@ from typing import ClassVar, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
-from jouled.api import EngineHint, Received, ReceivedRequest, Rejected
+from jouled.api import (
+    MOST_RECORDS,
+    EngineHint,
+    Received,
+    ReceivedRequest,
+    Refusals,
+    Rejected,
+    TooManyRecordsError,
+)
 from jouled.model.requests import Outcome, RequestEvent, RequestStart
 from jouled.model.units import nanoseconds
 from jouled_collectors.requests import json_body
@@ -30,6 +39,7 @@ from jouled_collectors.requests.checks import RefusedError, check_request, check
 T = TypeVar("T")
 
 _LINE_TYPES = ("application/x-ndjson", "application/jsonl")
+_ELEMENTS_DEPTH = 1
 _LONGEST_SPAN_SECONDS = 1e9
 _LONGEST_MESSAGE = 300
 
@@ -86,28 +96,38 @@ class HttpEventsReceiver:
         """
         lines = json_body.media_type(content_type) in _LINE_TYPES
         requests = []
-        rejected = []
+        refusals = Refusals()
         for position, record in _lines(body) if lines else _elements(body):
             try:
                 requests.append(_read(record, position))
             except RefusedError as error:
-                rejected.append(Rejected(position, error.reason, str(error)[:_LONGEST_MESSAGE]))
-        return Received(requests=requests, rejected=rejected)
+                refusals.add(Rejected(position, error.reason, str(error)[:_LONGEST_MESSAGE]))
+        return Received(requests=requests, rejected=refusals.kept, more_rejected=refusals.more)
 
     def respond(self, received: Received, content_type: str) -> tuple[bytes, Mapping[str, str]]:  # noqa: ARG002  # one answer for both
-        """`{"accepted": 2, "rejected": [{"position": "line 3", "reason": …, "message": …}]}`."""
-        answer = {"accepted": len(received.requests), "rejected": received.rejected}
+        """`{"accepted": 2, "rejected": [{"position": "line 3", "reason": …, "message": …}]}`.
+
+        Beyond the first hundred refusals there is `"more_rejected": {"wrong_type": 4711}`.
+        """
+        answer: dict[str, object] = {"accepted": len(received.requests), "rejected": received.rejected}
+        if received.more_rejected:
+            answer["more_rejected"] = received.more_rejected
         return msgspec.json.encode(answer), {"Content-Type": "application/json"}
 
 
 def _lines(body: bytes) -> Iterator[tuple[str, bytes]]:
-    for number, line in enumerate(body.split(b"\n"), start=1):
-        if line.strip():
-            yield f"line {number}", line
+    records = 0
+    for number, line in enumerate(io.BytesIO(body), start=1):
+        if record := line.strip():
+            records += 1
+            if records > MOST_RECORDS:
+                raise TooManyRecordsError
+            yield f"line {number}", record
 
 
 def _elements(body: bytes) -> Iterator[tuple[str, msgspec.Raw]]:
     if body.lstrip()[:1] == b"[":
+        json_body.check_records(body, _ELEMENTS_DEPTH)
         for index, element in enumerate(json_body.decode(body, list[msgspec.Raw])):
             yield f"[{index}]", element
     else:

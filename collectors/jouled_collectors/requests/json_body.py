@@ -5,17 +5,40 @@ from typing import TypeVar
 
 import msgspec
 
-from jouled.api import MalformedBodyError
+from jouled.api import MOST_RECORDS, MalformedBodyError, TooManyRecordsError
 
 T = TypeVar("T")
 
 _BYTE = re.compile(r" \(byte (\d+)\)$")
 _PATH = re.compile(r" - at `(.+)`$")
+# A string that is cut off reaches to the end, so that no body is looked at twice.
+_STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{},]', re.DOTALL)
 
 
 def media_type(content_type: str) -> str:
     """The media type without its parameters, in lower case."""
     return content_type.partition(";")[0].strip().lower()
+
+
+def check_records(body: bytes, depth: int) -> None:
+    """Raise `TooManyRecordsError` if commas part more than `MOST_RECORDS` values down to this depth of brackets.
+
+    Looks only at brackets, commas and strings, builds nothing, and stops at the first one too many.
+    """
+    if body.count(b",") < MOST_RECORDS:
+        return
+    level = 0
+    commas = 0
+    for token in _STRUCTURE.finditer(body):
+        match token[0]:
+            case b",":
+                commas += level <= depth
+                if commas >= MOST_RECORDS:
+                    raise TooManyRecordsError
+            case b"[" | b"{":
+                level += 1
+            case b"]" | b"}":
+                level -= 1
 
 
 def decode(body: bytes, expected: type[T]) -> T:

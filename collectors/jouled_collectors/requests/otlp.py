@@ -28,19 +28,20 @@ class OtlpReceiver:
         """Read an export request. Raises `MalformedBodyError` with the position of the fault."""
         batch = _read_spans(body, content_type)
         requests = []
-        rejected = list(batch.rejected)
         for position, span in batch.wanted:
             try:
                 requests.append(replace(read_request(span), position=position))
             except RefusedError as error:
-                rejected.append(Rejected(position, error.reason, str(error)))
-        return Received(requests=requests, rejected=rejected, ignored=batch.ignored)
+                batch.rejected.add(Rejected(position, error.reason, str(error)))
+        return Received(
+            requests=requests, rejected=batch.rejected.kept, more_rejected=batch.rejected.more, ignored=batch.ignored
+        )
 
     def respond(self, received: Received, content_type: str) -> tuple[bytes, Mapping[str, str]]:
         """`ExportTraceServiceResponse` in the sender's encoding, with what was refused as partial success."""
         if media_type(content_type) == _JSON:
-            return _json_answer(received.rejected), {"Content-Type": _JSON}
-        return _protobuf_answer(received.rejected), {"Content-Type": _PROTOBUF}
+            return _json_answer(received), {"Content-Type": _JSON}
+        return _protobuf_answer(received), {"Content-Type": _PROTOBUF}
 
 
 # The protobuf library costs a fifth of a second and some megabytes: it is imported when the first such body comes.
@@ -56,20 +57,20 @@ def _read_spans(body: bytes, content_type: str) -> SpanBatch:
     return otlp_protobuf.read_spans(body, SPAN_NAME)
 
 
-def _json_answer(rejected: Sequence[Rejected]) -> bytes:
-    if not rejected:
+def _json_answer(received: Received) -> bytes:
+    if not received.rejected:
         return b"{}"
-    partial = {"rejectedSpans": str(len(rejected)), "errorMessage": _message(rejected)}
+    partial = {"rejectedSpans": str(received.rejected_count), "errorMessage": _message(received)}
     return msgspec.json.encode({"partialSuccess": partial})
 
 
-def _protobuf_answer(rejected: Sequence[Rejected]) -> bytes:
+def _protobuf_answer(received: Received) -> bytes:
     from jouled_collectors.requests import otlp_protobuf
 
-    return otlp_protobuf.answer(len(rejected), _message(rejected)) if rejected else b""
+    return otlp_protobuf.answer(received.rejected_count, _message(received)) if received.rejected else b""
 
 
-def _message(rejected: Sequence[Rejected]) -> str:
-    named = "; ".join(f"{each.position}: {each.reason}: {each.message}" for each in rejected[:_NAMED_IN_MESSAGE])
-    more = len(rejected) - _NAMED_IN_MESSAGE
+def _message(received: Received) -> str:
+    named = "; ".join(f"{each.position}: {each.reason}: {each.message}" for each in received.rejected[:_NAMED_IN_MESSAGE])
+    more = received.rejected_count - _NAMED_IN_MESSAGE
     return f"{named}; and {more} more" if more > 0 else named

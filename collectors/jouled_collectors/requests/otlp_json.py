@@ -20,6 +20,8 @@ from jouled_collectors.requests.spans import Span, SpanBatch, Value, position
 
 _TRACE_ID_BYTES = 16
 _SPAN_ID_BYTES = 8
+_SPANS_DEPTH = 6  # {resourceSpans: [{scopeSpans: [{spans: [
+_MOST_COMMAS = 10_000  # in one span; those of vLLM have some fifty
 _INTEGER = re.compile("-?[0-9]{1,20}")
 _LARGEST_INTEGER = 2**64 - 1
 _STATUS_ERROR = (2, "STATUS_CODE_ERROR")
@@ -82,6 +84,7 @@ class _Request(Struct, rename="camel"):
 
 def read_spans(body: bytes, wanted: str) -> SpanBatch:
     """Read the spans of the wanted name; one that is broken is refused alone. Raises `MalformedBodyError`."""
+    json_body.check_records(body, _SPANS_DEPTH)
     request = json_body.decode(body, _Request)
     batch = SpanBatch()
     for i, resource_spans in enumerate(request.resource_spans or ()):
@@ -91,7 +94,7 @@ def read_spans(body: bytes, wanted: str) -> SpanBatch:
                 try:
                     span = _span(raw, wanted, resource)
                 except RefusedError as error:
-                    batch.rejected.append(Rejected(position(i, j, k), error.reason, str(error)))
+                    batch.rejected.add(Rejected(position(i, j, k), error.reason, str(error)))
                 else:
                     if span is None:
                         batch.ignored += 1
@@ -116,6 +119,8 @@ def _span(raw: Raw, wanted: str, resource: dict[str, Value]) -> Span | None:
     try:
         if msgspec.json.decode(raw, type=_Name).name != wanted:
             return None
+        if bytes(raw).count(b",") > _MOST_COMMAS:
+            raise RefusedError("bad_span", f"the span holds more than {_MOST_COMMAS} values")
         span = msgspec.json.decode(raw, type=_Span)
     except (ValueError, RecursionError) as error:
         raise RefusedError("bad_span", str(error)) from None

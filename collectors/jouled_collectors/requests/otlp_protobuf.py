@@ -1,6 +1,6 @@
 """OTLP traces in protobuf (`ExportTraceServiceRequest`)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from google.protobuf.message import DecodeError, Message
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -11,12 +11,14 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from jouled.api import MalformedBodyError, Rejected
+from jouled.api import MOST_RECORDS, MalformedBodyError, Rejected, TooManyRecordsError
 from jouled_collectors.requests.spans import Span, SpanBatch, Value, position
 
 _TRACE_ID_BYTES = 16
 _SPAN_ID_BYTES = 8
+_VARINT = 0
 _LENGTH_DELIMITED = 2
+_FIXED_BYTES = {1: 8, 5: 4}
 _LONGEST_VARINT = 10  # bytes
 _MOST_FIELDS = 10_000  # looked at for the place of a fault
 
@@ -30,6 +32,7 @@ _LEVELS: Sequence[tuple[str, int, type[Message]]] = (
 
 def read_spans(body: bytes, wanted: str) -> SpanBatch:
     """Read the spans of the wanted name. Raises `MalformedBodyError` with the innermost message that is broken."""
+    _check_records(body)
     try:
         request = ExportTraceServiceRequest.FromString(body)
     except DecodeError:
@@ -42,7 +45,7 @@ def read_spans(body: bytes, wanted: str) -> SpanBatch:
                 if span.name != wanted:
                     batch.ignored += 1
                 elif not _ids_are_whole(span):
-                    batch.rejected.append(Rejected(position(i, j, k), "bad_id", "a trace or span id of wrong length"))
+                    batch.rejected.add(Rejected(position(i, j, k), "bad_id", "a trace or span id of wrong length"))
                 else:
                     batch.wanted.append((position(i, j, k), _span(span, resource)))
     return batch
@@ -52,6 +55,40 @@ def answer(rejected_spans: int, message: str) -> bytes:
     """An `ExportTraceServiceResponse` that tells of spans that were refused."""
     partial = ExportTracePartialSuccess(rejected_spans=rejected_spans, error_message=message)
     return ExportTraceServiceResponse(partial_success=partial).SerializeToString()
+
+
+def _check_records(body: bytes) -> None:
+    """Raise `TooManyRecordsError` before anything is built; a body that is broken is left to the real decoder."""
+    left = MOST_RECORDS
+    messages: Iterable[memoryview] = [memoryview(body)]
+    for _name, number, _kind in _LEVELS:
+        inner = []
+        for message in messages:
+            for embedded in _fields(message, number):
+                left -= 1
+                if left < 0:
+                    raise TooManyRecordsError
+                inner.append(embedded)
+        messages = inner
+
+
+def _fields(message: memoryview, number: int) -> Iterator[memoryview]:
+    """The embedded messages of this field, up to the first byte that is no field."""
+    position = 0
+    while position < len(message):
+        key, position = _varint(message, position)
+        wire = key & 7
+        if wire == _VARINT:
+            _, position = _varint(message, position)
+        elif wire in _FIXED_BYTES:
+            position += _FIXED_BYTES[wire]
+        elif wire == _LENGTH_DELIMITED:
+            length, position = _varint(message, position)
+            if key >> 3 == number:
+                yield message[position : position + length]
+            position += length
+        else:
+            return
 
 
 def _ids_are_whole(span: trace_pb2.Span) -> bool:
@@ -130,7 +167,7 @@ def _decodes(message: bytes, kind: type[Message]) -> bool:
     return True
 
 
-def _varint(message: bytes, position: int) -> tuple[int, int]:
+def _varint(message: bytes | memoryview, position: int) -> tuple[int, int]:
     """A base-128 number and the position after it; a number that is cut off ends with the message."""
     value = 0
     for place, byte in enumerate(message[position : position + _LONGEST_VARINT]):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct, field
 
-from jouled.api import Rejected
+from jouled.api import Refusals
 
 Value = str | int | float | bool | Sequence[str]
 
@@ -29,7 +29,7 @@ class SpanBatch(Struct, kw_only=True):
 
     wanted: list[tuple[str, Span]] = field(default_factory=list)
     ignored: int = 0
-    rejected: list[Rejected] = field(default_factory=list)
+    rejected: Refusals = field(default_factory=Refusals)
 
 
 def position(resource: int, scope: int, span: int) -> str:

@@ -118,7 +118,7 @@ def test_every_section_reaches_its_place(tmp_path):
         ('[[engines]]\ntype = "vllm"\nurl = "http://u:hush@x"', ["$.engines[0].url", "password"]),
         ('[[engines]]\nurl = "http://x:1"', ["$.engines[0].type", "needs a type"]),
         ("[[engines]]\npid = 4", ["$.engines[0].name", "needs a name"]),
-        ('[[engines]]\nname = "a"\ninterval_seconds = -1', ["$.engines[0].interval_seconds", "above 0"]),
+        ('[[engines]]\nname = "a"\ninterval_seconds = -1', ["$.engines[0].interval_seconds", "at least 0.001"]),
         ('[[engines]]\nname = "a"\nlayers = 0', ["$.engines[0].layers"]),
         ('[[engines]]\nname = "a"\nrole = "both"', ["$.engines[0].role", "unified, prefill, decode"]),
         ('[[engines]]\nname = "a"\ndevices = ["g", "g"]', ["$.engines[0].devices", "twice"]),

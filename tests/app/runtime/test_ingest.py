@@ -47,8 +47,8 @@ class Desk:
         self.fed.append(item)
         return self.answer
 
-    def _count(self, reason: str) -> None:
-        self.counted[reason] += 1
+    def _count(self, reason: str, records: int) -> None:
+        self.counted[reason] += records
 
     def take(self, *requests: ReceivedRequest) -> Received:
         return self.ingest.take(Received(requests=requests, ignored=2))
@@ -128,6 +128,17 @@ def test_what_the_receiver_refused_is_kept_and_counted() -> None:
     received = desk.ingest.take(Received(requests=[ReceivedRequest(event=event())], rejected=[refused]))
     assert list(received.rejected) == [refused]
     assert desk.counted == {"wrong_type": 1}
+
+
+def test_refusals_beyond_the_first_hundred_are_only_counted() -> None:
+    desk = Desk([BIG, SMALL])
+    unknown = [ReceivedRequest(event=event(f"r{n}"), hint=EngineHint(engine="none")) for n in range(7)]
+    refused = [Rejected(f"line {n}", "wrong_type", "no number") for n in range(98)]
+    received = desk.ingest.take(Received(requests=unknown, rejected=refused, more_rejected={"wrong_type": 30}))
+    assert len(received.rejected) == 100
+    assert received.more_rejected == {"wrong_type": 30, "unknown_engine": 5}
+    assert received.rejected_count == 135
+    assert desk.counted == {"wrong_type": 128, "unknown_engine": 7}
 
 
 def test_refusal_names_the_position_in_the_body() -> None:

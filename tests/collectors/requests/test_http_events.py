@@ -1,6 +1,7 @@
 """The JSON and JSON lines receiver: what is taken, what is refused and where."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -8,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jouled.api import EngineHint, HttpIngest, MalformedBodyError, Received, ReceivedRequest, Rejected
+from jouled.api import (
+    EngineHint,
+    HttpIngest,
+    MalformedBodyError,
+    Received,
+    ReceivedRequest,
+    Rejected,
+    TooManyRecordsError,
+)
 from jouled.model.requests import Outcome, RequestEvent, RequestStart
 from jouled_collectors.requests.http_events import HttpEventsReceiver
 
@@ -279,3 +288,44 @@ def test_events_survive_the_round_trip(sent: list[RequestEvent]) -> None:
     assert EVENTS.decode(msgspec.json.encode(sent), JSON).requests == at("[{}]", 0)
     lines = b"\n".join(msgspec.json.encode(event) for event in sent)
     assert EVENTS.decode(lines, LINES).requests == at("line {}", 1)
+
+
+def peak_bytes(body: bytes, content_type: str) -> int:
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooManyRecordsError, match="send them in parts"):
+            EVENTS.decode(body, content_type)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_too_many_records_are_refused_before_they_are_built() -> None:
+    assert peak_bytes(b"[" + b"0," * 200_000 + b"0]", JSON) < 1_000_000
+    nested = b'["\\",[' + b"," * 300_000 + b'",' + b"[0],{}," * 25_000 + b"0]"
+    assert peak_bytes(nested, JSON) < 1_000_000
+
+
+def test_too_many_lines_are_refused_at_the_first_one_too_many() -> None:
+    with pytest.raises(TooManyRecordsError):
+        EVENTS.decode(b"0\n" * 50_001, LINES)
+    assert EVENTS.decode(b"\n" * 200_000 + b"0\n" * 50_000, LINES).rejected_count == 50_000
+
+
+@pytest.mark.parametrize("body", [b"[" + b"0," * 49_999 + b"0]", b'[{"id": [' + b"0," * 90_000 + b"0]}]"])
+def test_the_limit_counts_records_only(body: bytes) -> None:
+    received = EVENTS.decode(body, JSON)
+    assert received.rejected_count in {50_000, 1}
+
+
+def test_a_string_that_is_cut_off_is_looked_at_once() -> None:
+    with pytest.raises(MalformedBodyError):
+        EVENTS.decode(b"[" + b"0," * 10 + b'"' + b',\\"' * 2_000_000, JSON)
+
+
+def test_of_many_refusals_a_hundred_are_named_and_the_others_counted() -> None:
+    received = decode([0] * 250)
+    assert len(received.rejected) == 100
+    assert received.more_rejected == {"wrong_type": 150}
+    answer = json.loads(EVENTS.respond(received, JSON)[0])
+    assert (answer["accepted"], answer["more_rejected"]) == (0, {"wrong_type": 150})

@@ -16,8 +16,17 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 
-from jouled.api import EngineHint, HttpIngest, MalformedBodyError, Received, ReceivedRequest, Rejected
+from jouled.api import (
+    EngineHint,
+    HttpIngest,
+    MalformedBodyError,
+    Received,
+    ReceivedRequest,
+    Rejected,
+    TooManyRecordsError,
+)
 from jouled.model.requests import Outcome, RequestEvent
+from jouled_collectors.requests import otlp_protobuf
 from jouled_collectors.requests.otlp import OtlpReceiver
 
 OTLP = OtlpReceiver()
@@ -481,3 +490,45 @@ def test_valid_spans_are_read_alike_in_both_encodings(
             span_id=ids[1].hex(),
         )
     ]
+
+
+SPANS_JSON = b'{"resourceSpans":[{"scopeSpans":[{"spans":[%s]}]}]}'
+
+
+def spans_protobuf(spans: int) -> bytes:
+    """So many empty spans, two bytes each."""
+    request = ExportTraceServiceRequest()
+    scope = request.resource_spans.add().scope_spans.add()
+    for _ in range(spans):
+        scope.spans.add()
+    return request.SerializeToString()
+
+
+def test_too_many_spans_are_refused_before_they_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    too_many = spans_protobuf(50_001)
+    monkeypatch.setattr(otlp_protobuf, "ExportTraceServiceRequest", None)
+    with pytest.raises(TooManyRecordsError, match="send them in parts"):
+        OTLP.decode(too_many, PROTOBUF)
+    with pytest.raises(TooManyRecordsError):
+        OTLP.decode(SPANS_JSON % (b"{}," * 60_000 + b"{}"), JSON)
+
+
+def test_many_spans_are_taken() -> None:
+    assert OTLP.decode(spans_protobuf(40_000), PROTOBUF).ignored == 40_000
+    attributes = b'{"name":"other","attributes":[%s{}]}' % (b"{}," * 20)
+    assert OTLP.decode(SPANS_JSON % b",".join([attributes] * 10_000), JSON).ignored == 10_000
+
+
+def test_a_span_of_endless_attributes_is_refused_alone() -> None:
+    endless = b'{"name":"llm_request","attributes":[%s{}]}' % (b"{}," * 10_001)
+    received = OTLP.decode(SPANS_JSON % (endless + b',{"name":"other"}'), JSON)
+    assert [refused.reason for refused in received.rejected] == ["bad_span"]
+    assert received.ignored == 1
+
+
+def test_of_many_refused_spans_all_are_counted() -> None:
+    received = OTLP.decode(SPANS_JSON % b",".join([b'{"name":"llm_request"}'] * 150), JSON)
+    assert (len(received.rejected), received.rejected_count) == (100, 150)
+    partial = json.loads(OTLP.respond(received, JSON)[0])["partialSuccess"]
+    assert partial["rejectedSpans"] == "150"
+    assert "and 147 more" in partial["errorMessage"]

@@ -6,8 +6,10 @@ import zlib
 from http import HTTPStatus
 
 import pytest
+from tests.outputs.serve.conftest import LineIngest
 
-from jouled.outputs.serve import bodies
+from jouled.api import TooManyRecordsError
+from jouled.outputs.serve import bodies, ingest
 from jouled.outputs.serve.answers import Refusal
 from jouled.outputs.serve.bodies import RAW_BYTES, inflate
 
@@ -140,3 +142,42 @@ async def test_endless_headers_are_refused(serve):
     served = await serve()
     async with served.session.get(served.url("/metrics"), headers={"X-Long": "x" * 20_000}) as answer:
         assert answer.status == 400
+
+
+class Crowded(LineIngest):
+    def decode(self, body, content_type):
+        raise TooManyRecordsError
+
+
+async def test_too_many_records_are_refused_as_too_large(serve):
+    served = await serve(ingests=[Crowded()])
+    answer = await served.post(PATH, b"a", status=413)
+    assert "too many records" in answer["error"]
+    assert answer["accepted"] == 0
+
+
+async def test_large_bodies_wait_to_be_read_and_small_ones_do_not(serve, monkeypatch):
+    monkeypatch.setattr(ingest, "_LARGE_HELD", 1)
+    reading = asyncio.Event()
+    release = asyncio.Event()
+    read = 0
+    read_body = ingest.read_body
+
+    async def slow(request):
+        nonlocal read
+        read += 1
+        if request.content_length > 100_000:
+            reading.set()
+            await release.wait()
+        return await read_body(request)
+
+    monkeypatch.setattr(ingest, "read_body", slow)
+    served = await serve()
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        group.create_task(served.post(PATH, b"a\n" * 60_000))
+        await reading.wait()
+        group.create_task(served.post(PATH, b"b\n" * 60_000))
+        await served.post(PATH, b"c")
+        assert (read, served.taken) == (2, ["c"])
+        release.set()
+    assert read == 3

@@ -36,10 +36,15 @@ def check_listen(listen: str, key: str) -> None:
         raise Fault(key, str(error), "Write it as 127.0.0.1:9966 or [::1]:9966") from None
 
 
+SHORTEST_INTERVAL_SECONDS = 0.001
+"""A thousand reads a second; no meter moves faster."""
+
+
 def check_interval(seconds: float | None, key: str) -> None:
     """Raise `Fault` unless it is a time that can pass between two reads."""
-    if seconds is not None and seconds <= 0:
-        raise Fault(key, f"{seconds:g} seconds is no time between two reads", "It must be above 0")
+    if seconds is not None and seconds < SHORTEST_INTERVAL_SECONDS:
+        mend = f"It must be at least {SHORTEST_INTERVAL_SECONDS:g}"
+        raise Fault(key, f"{seconds:g} seconds is no time between two reads", mend)
 
 
 def _check_engine(engine: EngineConfig, key: str) -> None:

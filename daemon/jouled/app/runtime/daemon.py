@@ -195,6 +195,8 @@ class Daemon:
             forwarder=forwarder,
             extra=self._companion.extra if self._companion else dict,
         )
+        await self._remember_receipts()
+        await self._publish()  # a scrape right after a restart sees the books that were restored
         if self._serves:
             # It closes as the end begins: what came then could not be committed any more. Senders send it again.
             stack.push_async_callback((await self._listening()).close)

@@ -97,7 +97,7 @@ class EnginePoller:
         try:
             body = await fetch(self._session, self._address + self._collector.version_path)
             self._learn(version=self._collector.version(body))
-        except (SourceError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - a plug-in's bug in reading a version stops no metering
             _log.info("engine %s does not tell its version: %s", self.engine.name, error)
 
     def _learn(self, **news: str) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
-from jouled.api import Clock, EngineHint, Received, ReceivedRequest, Rejected
+from jouled.api import Clock, EngineHint, Received, ReceivedRequest, Refusals, Rejected
 from jouled.app.runtime.wall_clock import WallClock
 from jouled.model.engine import Engine
 from jouled.model.requests import RequestEvent, RequestStart
@@ -19,14 +19,14 @@ class Ingest:
     """Routes requests to engines and feeds them to the core.
 
     feed: the core's; it returns why it refused an event, the empty string if it took it. count: takes the reason of
-    an event that never reached the core.
+    events that never reached the core, and how many.
     """
 
     def __init__(
         self,
         engines: Callable[[], Iterable[Engine]],
         feed: Callable[[RequestEvent | RequestStart], str],
-        count: Callable[[str], None],
+        count: Callable[[str, int], None],
         clock: Clock,
         wall: WallClock,
     ) -> None:
@@ -39,24 +39,26 @@ class Ingest:
     def take(self, received: Received) -> Received:
         """Feed what was received; returns it with what was refused here added to `rejected`."""
         for refused in received.rejected:
-            self._count(refused.reason)
+            self._count(refused.reason, 1)
+        for reason, number in received.more_rejected.items():
+            self._count(reason, number)
         engines = list(self._engines())
         now_ns = self._clock.now_ns()
         accepted: list[ReceivedRequest] = []
-        rejected = list(received.rejected)
+        refusals = Refusals(received.rejected, received.more_rejected)
         for request in received.requests:
             refusal = self._take_one(request, engines, now_ns)
             if refusal is None:
                 accepted.append(request)
             else:
-                rejected.append(refusal)
-        return replace(received, requests=accepted, rejected=rejected)
+                refusals.add(refusal)
+        return replace(received, requests=accepted, rejected=refusals.kept, more_rejected=refusals.more)
 
     def _take_one(self, request: ReceivedRequest, engines: list[Engine], now_ns: int) -> Rejected | None:
         engine = find_engine(request.hint, engines)
         position = request.position or f"request {request.event.id}"
         if engine is None:
-            self._count(_UNKNOWN_ENGINE)
+            self._count(_UNKNOWN_ENGINE, 1)
             return Rejected(position, _UNKNOWN_ENGINE, _whose(request.hint, engines))
         reason = self._feed(self._in_core_time(request.event, engine, now_ns))
         if reason and reason not in _KNOWN_ALREADY:

@@ -62,9 +62,9 @@ class OwnCounts(Struct, kw_only=True):
         self.read_seconds.add(batch.read_seconds)
         self.lateness_seconds.add(batch.lateness_seconds)
 
-    def reject(self, reason: str) -> None:
-        """A record was refused before it reached the core."""
-        self.rejected[reason] = self.rejected.get(reason, 0) + 1
+    def reject(self, reason: str, records: int = 1) -> None:
+        """Records were refused before they reached the core."""
+        self.rejected[reason] = self.rejected.get(reason, 0) + records
 
     def added_to(self, snapshot: Snapshot) -> Snapshot:
         """The snapshot with these counts in it."""

@@ -168,7 +168,8 @@ class Census:
         needed_ns = max(seen_ns - RECENT_NS, self._times[-1] if self._times else 0)
         while self._recent and self._recent[0][1] <= needed_ns:
             self._recent.popleft()
-        self._spans.add(seen_ns, max(seen_ns - start_ns, 0))
+        if self._first_ns is not None and start_ns >= self._first_ns:
+            self._spans.add(seen_ns, max(seen_ns - start_ns, 0))
 
     def began(self, t_ns: int) -> None:
         """The books of this engine begin: its first hour starts."""

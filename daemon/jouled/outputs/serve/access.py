@@ -96,9 +96,16 @@ def _check_host(request: web.Request) -> None:
 
 def _check_origin(request: web.Request) -> None:
     origin = request.headers.get("Origin")
-    foreign = origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("Host", "").lower()
+    foreign = origin is not None and _host_of(origin) != request.headers.get("Host", "").lower()
     if foreign or request.headers.get("Sec-Fetch-Site") == "cross-site":
         raise Refusal(HTTPStatus.FORBIDDEN, f"requests from pages of another origin ({origin}) are not taken")
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _check_token(request: web.Request, token: str) -> None:

@@ -5,7 +5,7 @@ from http import HTTPStatus
 
 from aiohttp import web
 
-from jouled.api import HttpIngest, MalformedBodyError, Received
+from jouled.api import HttpIngest, MalformedBodyError, Received, TooManyRecordsError
 from jouled.outputs.serve.answers import Handler, Refusal
 from jouled.outputs.serve.bodies import check_encoding, inflate, read_body
 from jouled.outputs.serve.door import Door
@@ -16,11 +16,18 @@ _IN_THE_LOOP_BYTES = 32 * 1024
 _LARGE_AT_ONCE = 2
 """Large bodies being decoded at the same time: bounds the memory that senders can claim."""
 
+_LARGE_HELD = 4
+"""Large bodies, or ones of unknown length, being received or waiting to be decoded: bounds the memory before that.
+
+More than are decoded at once, so that a sender that drips holds up nobody.
+"""
+
 _NAMED_IN_ANSWER = 100
 
 
 def ingest_handler(door: Door, ingest: HttpIngest) -> Handler:
     """The handler of one receiver's path."""
+    held = asyncio.Semaphore(_LARGE_HELD)
     large = asyncio.Semaphore(_LARGE_AT_ONCE)
     seen_types: set[str] = set()
 
@@ -33,6 +40,14 @@ def ingest_handler(door: Door, ingest: HttpIngest) -> Handler:
                 f" send {' or '.join(ingest.content_types)}",
             )
         zipped = check_encoding(request.headers.get("Content-Encoding", ""))
+        if request.content_length is not None and request.content_length <= _IN_THE_LOOP_BYTES:
+            received = await receive(request, zipped, content_type)
+        else:
+            async with held:
+                received = await receive(request, zipped, content_type)
+        return _answer(ingest, await door.accept(ingest, received), content_type)
+
+    async def receive(request: web.Request, zipped: bool, content_type: str) -> Received:
         raw = await read_body(request)
         if door.forward is not None:
             door.forward(ingest, raw, request.headers)
@@ -40,10 +55,8 @@ def ingest_handler(door: Door, ingest: HttpIngest) -> Handler:
         if zipped or len(raw) > _IN_THE_LOOP_BYTES or request.content_type not in seen_types:
             seen_types.add(request.content_type)
             async with large:
-                received = await asyncio.to_thread(_decode, ingest, raw, zipped, content_type)
-        else:
-            received = _decode(ingest, raw, zipped, content_type)
-        return _answer(ingest, await door.accept(ingest, received), content_type)
+                return await asyncio.to_thread(_decode, ingest, raw, zipped, content_type)
+        return _decode(ingest, raw, zipped, content_type)
 
     return handle
 
@@ -52,6 +65,8 @@ def _decode(ingest: HttpIngest, raw: bytes, zipped: bool, content_type: str) -> 
     body = inflate(raw) if zipped else raw
     try:
         return ingest.decode(body, content_type)
+    except TooManyRecordsError as error:
+        raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error), accepted=0) from error
     except MalformedBodyError as error:
         raise Refusal(
             HTTPStatus.BAD_REQUEST, f"the body cannot be read: {error}", position=error.position, accepted=0
@@ -68,7 +83,7 @@ def _answer(ingest: HttpIngest, taken: Received, content_type: str) -> web.Respo
             position=first.position,
             accepted=0,
             rejected=taken.rejected[:_NAMED_IN_ANSWER],
-            rejected_count=len(taken.rejected),
+            rejected_count=taken.rejected_count,
         )
     body, headers = ingest.respond(taken, content_type)
     return web.Response(body=body, headers=headers)

@@ -85,7 +85,7 @@ def parse(parameters: dict[str, str]) -> tuple[ReceiptQuery, bool]:
 
 
 def _number(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text[:20]) > _LARGEST:
+    if not (text.isascii() and text.isdigit()) or len(text) > len(str(_LARGEST)) or int(text) > _LARGEST:
         raise Refusal(HTTPStatus.BAD_REQUEST, f"{name} is a whole number, not {text[:40]!r}")
     return int(text)
 

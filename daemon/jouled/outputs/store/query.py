@@ -53,12 +53,12 @@ def _names(asked: str) -> tuple[str, list[str | int]]:
     vLLM answers with `chatcmpl-<X-Request-Id>` or `cmpl-<X-Request-Id>`; for completions its own id has `-<number of
     the prompt>` behind it.
     """
-    exact = [asked]
-    if not asked.startswith(_RESPONSE_PREFIXES):
-        exact += [prefix + asked for prefix in _RESPONSE_PREFIXES]
-    numbered = f"{asked if asked.startswith(_NUMBERED_PREFIX) else _NUMBERED_PREFIX + asked}-"
-    # '.' follows '-' in ASCII: the range holds exactly the ids that begin with `numbered`.
-    range_end = numbered[:-1] + "."
-    marks = ", ".join("?" * len(exact))
-    condition = f"(id IN ({marks}) OR (id > ? AND id < ? AND substr(id, ?) NOT GLOB '*[^0-9]*'))"
-    return condition, [*exact, numbered, range_end, len(numbered) + 1]
+    exact = [asked, *(prefix + asked for prefix in _RESPONSE_PREFIXES)]
+    conditions = [f"id IN ({', '.join('?' * len(exact))})"]
+    values: list[str | int] = [*exact]
+    for name in (asked, _NUMBERED_PREFIX + asked):
+        if name.startswith(_NUMBERED_PREFIX):
+            # '.' follows '-' in ASCII: the range holds exactly the ids that begin with the name and '-'.
+            conditions.append("(id > ? AND id < ? AND substr(id, ?) NOT GLOB '*[^0-9]*')")
+            values += [f"{name}-", f"{name}.", len(name) + 2]
+    return f"({' OR '.join(conditions)})", values
