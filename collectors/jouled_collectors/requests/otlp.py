@@ -71,6 +71,8 @@ def _protobuf_answer(received: Received) -> bytes:
 
 
 def _message(received: Received) -> str:
-    named = "; ".join(f"{each.position}: {each.reason}: {each.message}" for each in received.rejected[:_NAMED_IN_MESSAGE])
+    named = "; ".join(
+        f"{each.position}: {each.reason}: {each.message}" for each in received.rejected[:_NAMED_IN_MESSAGE]
+    )
     more = received.rejected_count - _NAMED_IN_MESSAGE
     return f"{named}; and {more} more" if more > 0 else named

@@ -129,6 +129,12 @@ def test_every_section_reaches_its_place(tmp_path):
         ),
         ("[limits]\nmodels = 0", ["$.limits.models", "at least 1"]),
         ('[requests.otlp]\nforward = "x:1"', ["$.requests.otlp.forward"]),
+        ('[requests.otlp]\nforward = "http://localhost:9966"', ["$.requests.otlp.forward", "jouled itself", "leave"]),
+        ('[requests.otlp]\nforward = "http://[::1]:9966/v1/traces"', ["$.requests.otlp.forward", "jouled itself"]),
+        (
+            '[serve]\nlisten = "10.0.0.5:80"\n[requests.otlp]\nforward = "http://10.0.0.5/v1/traces"',
+            ["$.requests.otlp.forward", "jouled itself"],
+        ),
         ("[serve\n", ["no valid TOML", "line 1"]),
         ("a = " + "[" * 5000, ["nested too deeply"]),
     ],
@@ -138,6 +144,11 @@ def test_a_wrong_file_is_told_by_key_reason_and_mend(tmp_path, text, said):
     assert message.startswith(str(tmp_path / "config.toml"))
     assert all(part in message for part in said), message
     assert "hush" not in message
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:4318", "http://10.0.0.6:9966", "http://collector:9966/v1/traces"])
+def test_forwarding_to_another_collector_is_fine(tmp_path, url):
+    assert configuration(tmp_path, f'[requests.otlp]\nforward = "{url}"').requests.otlp.forward == url
 
 
 def test_a_missing_file_and_one_that_is_no_text(tmp_path):

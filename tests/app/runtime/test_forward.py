@@ -25,10 +25,12 @@ class Other:
 
     def __init__(self, *statuses: int) -> None:
         self.bodies: list[tuple[bytes, str, str]] = []
+        self.markers: list[str | None] = []
         self._statuses = list(statuses)
 
     async def take(self, request: web.Request) -> web.Response:
         headers = request.headers
+        self.markers.append(headers.get(forward.MARKER))
         self.bodies.append((await request.content.read(), headers["Content-Type"], headers.get("Content-Encoding", "")))
         return web.Response(status=self._statuses.pop(0) if self._statuses else 200)
 
@@ -65,6 +67,17 @@ async def test_bodies_arrive_unchanged_and_in_order(monkeypatch: pytest.MonkeyPa
         (b"\x1f\x8b-not-really-gzip", "application/x-protobuf", "identity"),
         (b"{}", "application/json", ""),
     ]
+
+
+async def test_a_body_goes_round_no_further_than_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Other()
+    async with forwarding(other, monkeypatch) as forwarder:
+        forwarder.put(Body(b"round", "application/json", was_forwarded=True))
+        forwarder.put(Body(b"new", "application/json"))
+        await until(lambda: COUNTS["sent"] == 1)
+    assert [content for content, *_ in other.bodies] == [b"new"]
+    assert other.markers == ["1"]
+    assert COUNTS["looped"] == 1
 
 
 async def test_unavailable_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

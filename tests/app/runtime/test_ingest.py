@@ -38,10 +38,11 @@ class Desk:
         self.counted: Counter[str] = Counter()
         self.wall = WallClock()
         self.answer = answer
+        self.now_seconds = 40
         self.ingest = Ingest(lambda: engines, self._feed, self._count, self, self.wall)
 
     def now_ns(self) -> int:
-        return 40 * SECOND
+        return self.now_seconds * SECOND
 
     def _feed(self, item: RequestEvent | RequestStart) -> str:
         self.fed.append(item)
@@ -147,3 +148,19 @@ def test_refusal_names_the_position_in_the_body() -> None:
         ReceivedRequest(event=event(), hint=EngineHint(engine="none"), position="[4]"),
     )
     assert [refused.position for refused in received.rejected] == ["line 3", "[4]"]
+
+
+@pytest.mark.parametrize(
+    ("arrival_seconds", "reason"),
+    [(60, ""), (61, "in_the_future"), (-86_400, ""), (-86_401, "too_old"), (10**9, "in_the_future")],
+)
+def test_a_start_arrives_about_now(arrival_seconds: int, reason: str) -> None:
+    desk = Desk([BIG])
+    desk.now_seconds = 200_000
+    desk.wall.step(0, 7_000 * SECOND)
+    arrival_ns = (207_000 + arrival_seconds) * SECOND
+    start = RequestStart(engine="", id="s", arrival_ns=arrival_ns)
+    received = desk.take(ReceivedRequest(event=start, position="line 2"))
+    assert [(refused.position, refused.reason) for refused in received.rejected] == [("line 2", reason)] * bool(reason)
+    assert desk.counted == ({reason: 1} if reason else {})
+    assert len(desk.fed) == (not reason)

@@ -111,7 +111,8 @@ async def test_receipts_by_id(serve):
     assert (live["id"], live["provisional"]) == ("chatcmpl-live", True)
     assert len((await served.get("/api/v1/requests/live?all=1"))["requests"]) == 1
     missing = await served.get("/api/v1/requests/nobody", status=404)
-    assert "no request nobody is known" in missing["error"]
+    assert "no request nobody is known here, or it is not priced yet" in missing["error"]
+    assert "an engine without a page waits 120 s" in missing["error"]
     assert "nobody" in (await served.get("/api/v1/requests/nobody?all=1", status=404))["error"]
 
 
@@ -208,3 +209,13 @@ async def test_a_client_that_does_not_read_holds_up_nobody(serve):
         assert "jouled_build_info" in await served.get("/metrics")
     for writer in [*writers, silent]:
         writer.close()
+
+
+async def test_what_can_be_got_can_be_asked_for_by_head(serve):
+    served = await serve()
+    for path in ("/metrics", "/healthz", "/", "/api/v1/snapshot"):
+        async with served.session.head(served.url(path)) as answer:
+            assert (answer.status, await answer.read()) == (200, b"")
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    async with served.session.head(served.url("/v1/none")) as answer:
+        assert answer.status == 404

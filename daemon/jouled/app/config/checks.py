@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
 
 from jouled.app.config.faults import Fault
 from jouled.app.config.types import Config, EngineConfig
-from jouled.app.config.urls import http_url, listen_address
+from jouled.app.config.urls import http_url, listen_address, port_of
 from jouled.model.parameters import Limits, Price, Slo, Tier
 
 ROLES = ("unified", "prefill", "decode")
@@ -23,7 +24,7 @@ def check(config: Config) -> None:
     _refuse_twins((slo.name for slo in config.slo), "slo", "Give each SLO a name of its own")
     _check_tiers(config.tier)
     if config.requests.otlp.forward is not None:
-        _check_url(config.requests.otlp.forward, "$.requests.otlp.forward")
+        _check_forward(config.requests.otlp.forward, config.serve.listen, "$.requests.otlp.forward")
     _check_cost(config.cost)
     _check_limits(config.limits)
 
@@ -72,6 +73,26 @@ def _check_url(url: str, key: str) -> None:
         http_url(url)
     except ValueError as error:
         raise Fault(key, f"no usable URL: {error}", "Write it as http://HOST:PORT") from None
+
+
+def _check_forward(url: str, listen: str, key: str) -> None:
+    _check_url(url, key)
+    own_host, own_port = listen_address(listen)
+    host = http_url(url).hostname or ""
+    if port_of(url) == own_port and (host == own_host.lower() or _is_this_machine(host)):
+        mend = "Name the other collector's address, or leave forward out: jouled takes the spans anyway"
+        raise Fault(key, f"`{url}` is jouled itself, listening on {listen}", mend)
+
+
+def _is_this_machine(host: str) -> bool:
+    """Whether it is a loopback address, or the one that stands for every address of this host."""
+    if host.rstrip(".") == "localhost":
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
 
 
 def _refuse_twins(names: Iterable[str], section: str, mend: str) -> None:

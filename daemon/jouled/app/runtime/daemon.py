@@ -20,6 +20,7 @@ from jouled.app.config import Config, Paths, RunOptions, paths
 from jouled.app.runtime import log
 from jouled.app.runtime.batch import Batch
 from jouled.app.runtime.clock import BootClock
+from jouled.app.runtime.coverage import CoverageWatch
 from jouled.app.runtime.ingest import Ingest
 from jouled.app.runtime.last_minutes import LastMinutes, QuarantineRecorder
 from jouled.app.runtime.metering import Metering
@@ -139,6 +140,7 @@ class Daemon:
         self._quarantine = QuarantineRecorder(last_minutes, self._where.state)
         self._metering = Metering(pipeline, clock, own, self._fail, recorder, last_minutes)
         self._publisher = Publisher(self._store, published, own)
+        self._coverage = CoverageWatch()
 
     async def run(self, seconds: float | None, on_stop: Callable[[], None]) -> int:
         """Live until told to stop, for at most so many seconds; `on_stop` is called as the end begins."""
@@ -271,6 +273,7 @@ class Daemon:
         metering = self._metering
         snapshot = metering.own.added_to(metering.pipeline.snapshot(metering.clock.now_ns()))
         commit = Commit(books=metering.pipeline.books(), own=metering.own)
+        self._coverage.look(snapshot)
         if self._serves:
             snapshot = await self._quarantine.look(snapshot)
         await self._publisher.publish(commit, snapshot)

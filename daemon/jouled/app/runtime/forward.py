@@ -15,6 +15,9 @@ MOST_BODIES = 1_000
 MOST_BYTES = 32 * 1024 * 1024
 """Held at most while the other collector is away; what comes then is dropped and counted."""
 
+MARKER = "X-Jouled-Forwarded"
+"""Header of every body that was forwarded; one that carries it goes no further, so that none goes round."""
+
 _TIMEOUT = aiohttp.ClientTimeout(total=10.0)
 _ATTEMPTS = 8
 _AGAIN = frozenset(
@@ -37,10 +40,14 @@ class Body(Struct, frozen=True):
     content: bytes
     content_type: str
     content_encoding: str = ""
+    was_forwarded: bool = False
 
 
 class Forwarder:
-    """A bounded queue towards one URL. `counts` takes the bodies by result: sent, full, refused, unreachable."""
+    """A bounded queue towards one URL.
+
+    `counts` takes the bodies by result: sent, full, refused, unreachable, looped (a jouled forwarded it already).
+    """
 
     def __init__(self, url: str, counts: MutableMapping[str, int]) -> None:
         self._counts = counts
@@ -50,7 +57,10 @@ class Forwarder:
         self._arrived = asyncio.Event()
 
     def put(self, body: Body) -> None:
-        """Queue a body, or drop it if the queue is full; returns at once."""
+        """Queue a body, or drop it if the queue is full or it was forwarded before; returns at once."""
+        if body.was_forwarded:
+            self._drop("looped")
+            return
         if len(self._queue) >= MOST_BODIES or self._queued_bytes + len(body.content) > MOST_BYTES:
             self._drop("full")
             return
@@ -84,7 +94,7 @@ class Forwarder:
             self._drop(result)
 
     async def _attempt(self, session: aiohttp.ClientSession, body: Body) -> str:
-        headers = {"Content-Type": body.content_type}
+        headers = {"Content-Type": body.content_type, MARKER: "1"}
         if body.content_encoding:
             headers["Content-Encoding"] = body.content_encoding
         try:

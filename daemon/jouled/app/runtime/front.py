@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jouled.api import HttpIngest, Received
-from jouled.app.runtime.forward import Body, Forwarder
+from jouled.app.runtime.forward import MARKER, Body, Forwarder
 from jouled.app.runtime.ingest import Ingest
 from jouled.app.runtime.metering import Metering
 from jouled.app.runtime.power import PowerSources
@@ -68,7 +68,8 @@ class Front:
 
     def _forward(self, receiver: HttpIngest, body: bytes, headers: Mapping[str, str]) -> None:
         if self._forwarder is not None and receiver.name == _FORWARDED:
-            self._forwarder.put(Body(body, headers.get("Content-Type", ""), headers.get("Content-Encoding", "")))
+            content_type, encoding = headers.get("Content-Type", ""), headers.get("Content-Encoding", "")
+            self._forwarder.put(Body(body, content_type, encoding, was_forwarded=MARKER in headers))
 
     async def _release(self, seconds: float) -> dict[str, Any]:
         return {"released": await self._power.release(seconds), "seconds": seconds}

@@ -8,11 +8,16 @@ from jouled.api import Clock, EngineHint, Received, ReceivedRequest, Refusals, R
 from jouled.app.runtime.wall_clock import WallClock
 from jouled.model.engine import Engine
 from jouled.model.requests import RequestEvent, RequestStart
+from jouled.model.units import nanoseconds
 
 _KNOWN_ALREADY = frozenset({"duplicate", "conflict"})
 """Reasons of the core that are no fault of the sender: it repeated what it was not sure to have delivered."""
 
 _UNKNOWN_ENGINE = "unknown_engine"
+
+_FUTURE_NS = nanoseconds(60.0)
+_OLDEST_START_NS = nanoseconds(24 * 3600.0)
+"""Bounds of a start's arrival, those that the core sets to the events of ended requests."""
 
 
 class Ingest:
@@ -60,7 +65,11 @@ class Ingest:
         if engine is None:
             self._count(_UNKNOWN_ENGINE, 1)
             return Rejected(position, _UNKNOWN_ENGINE, _whose(request.hint, engines))
-        reason = self._feed(self._in_core_time(request.event, engine, now_ns))
+        event = self._in_core_time(request.event, engine, now_ns)
+        if isinstance(event, RequestStart) and (refusal := _out_of_time(event, position, now_ns)):
+            self._count(refusal.reason, 1)
+            return refusal
+        reason = self._feed(event)
         if reason and reason not in _KNOWN_ALREADY:
             return Rejected(position, reason, f"refused: {reason.replace('_', ' ')}")
         return None
@@ -93,6 +102,17 @@ def find_engine(hint: EngineHint, engines: list[Engine]) -> Engine | None:
     if hint.service_name and (found := _only(engine for engine in engines if engine.name == hint.service_name)):
         return found
     return _only(engine for engine in engines if engine.type == hint.engine_type or not hint.engine_type)
+
+
+def _out_of_time(start: RequestStart, position: str, now_ns: int) -> Rejected | None:
+    """Why no request can have arrived then and be in flight now."""
+    ahead_seconds = (start.arrival_ns - now_ns) / 1e9
+    if start.arrival_ns > now_ns + _FUTURE_NS:
+        message = f"arrival_ns is {ahead_seconds:.0f} s in the future: set the sender's clock"
+        return Rejected(position, "in_the_future", message)
+    if start.arrival_ns < now_ns - _OLDEST_START_NS:
+        return Rejected(position, "too_old", f"arrival_ns is {-ahead_seconds / 3600:.0f} h ago, more than a day")
+    return None
 
 
 def _only(engines: Iterable[Engine]) -> Engine | None:

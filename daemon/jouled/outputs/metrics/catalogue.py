@@ -331,7 +331,7 @@ OWN = (
         "own",
         ("result",),
         "bodies",
-        "Trace bodies for the collector of [requests.otlp] forward: sent, full (queue), refused, unreachable.",
+        "Trace bodies for the collector of [requests.otlp] forward: sent, full (queue), refused, unreachable, looped.",
     ),
     _counter(
         "receipts_dropped_total",

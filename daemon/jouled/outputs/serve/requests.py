@@ -6,6 +6,7 @@ from urllib.parse import urlencode
 from aiohttp import web
 from msgspec.structs import replace
 
+from jouled.model.parameters import Parameters
 from jouled.model.requests import Outcome
 from jouled.outputs.serve.answers import Handler, Refusal, as_json
 from jouled.outputs.serve.door import Door
@@ -16,6 +17,7 @@ _NUMBERS = ("since_ns", "until_ns", "limit", "offset")
 _LIMIT = 100
 _MOST = 1_000
 _LARGEST = 2**63 - 1
+_WITHOUT_PAGE_SECONDS = Parameters().horizon_min_seconds
 
 
 def list_handler(door: Door) -> Handler:
@@ -50,8 +52,10 @@ def one_handler(door: Door) -> Handler:
             return as_json(provisional)
         raise Refusal(
             HTTPStatus.NOT_FOUND,
-            f"no request {request_id} is known here: ask by the engine's response id or the X-Request-Id sent with it;"
-            " a receipt comes after the request's end, and goes when its retention is over",
+            f"no request {request_id} is known here, or it is not priced yet: a receipt comes after the request's end,"
+            f" an engine without a page waits {_WITHOUT_PAGE_SECONDS:.0f} s and more for others that ran beside it, and"
+            " receipts go when their retention is over. Ask by the engine's response id or the X-Request-Id sent with"
+            " it",
         )
 
     return handle

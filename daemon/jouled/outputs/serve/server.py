@@ -87,6 +87,8 @@ def build_app(door: Door) -> web.Application:
         routes.append(("GET", path, _static_handler((folder / name).read_bytes(), content_type)))
     for method, path, handler in routes:
         app.router.add_route(method, path, handler)
+        if method == "GET":
+            app.router.add_route("HEAD", path, handler)
     return app
 
 
