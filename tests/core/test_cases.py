@@ -343,3 +343,17 @@ def test_a_bug_in_one_engines_attribution_quarantines_it_and_metering_goes_on(mo
     assert result.book.unattributed_uj > 0
     assert result.refused == ("quarantined",)
     assert "ZeroDivisionError" in result.snapshot.degraded[0]
+
+
+def test_readings_fed_at_once_are_readings_fed_one_by_one():
+    node = Node(staggered(5, 3.0, decode=2.0), seconds=60.0)
+    singly, at_once = Pipeline(PARAMETERS), Pipeline(PARAMETERS)
+    for item in (*node.devices(), node.engine, *node.requests):
+        singly.feed(item)
+        at_once.feed(item)
+    unknown = EnergyReading("nobody", START, 1)
+    for reading in (*node.readings(), unknown):
+        singly.feed(reading)
+    at_once.feed_readings([*node.readings(), unknown])
+    assert at_once.finish() == singly.finish()
+    assert at_once.snapshot(START) == singly.snapshot(START)

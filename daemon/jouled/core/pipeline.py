@@ -118,6 +118,16 @@ class Pipeline:
             self._account.counters.add("rejected_events_total", (reason,), 1)
         return reason
 
+    def feed_readings(self, readings: Iterable[EnergyReading | PowerReading | DeviceStatus]) -> None:
+        """Take many readings; what is refused is counted with the device."""
+        meters = self._meters
+        for reading in readings:
+            meter = meters.get(reading.device)
+            if type(reading) is EnergyReading and meter is not None and meter.curve:
+                meter.energy(reading)
+            else:
+                self.feed(reading)
+
     def _device(self, device: Device) -> str:
         known = self._meters.get(device.name)
         if known is None:

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from jouled.api import Reading
 from jouled.app.runtime.batch import Batch
 from jouled.app.runtime.clock import BootClock
 from jouled.app.runtime.last_minutes import LastMinutes
@@ -68,9 +69,25 @@ class Metering:
         """Take what a sampler said."""
         self.sources.heard(batch.source, batch.boot_ns + self.clock.offset_ns)
         self.own.reads(batch)
-        for items in (batch.devices, batch.readings, batch.reports):
-            for item in items:
-                self.feed(item)
+        for device in batch.devices:
+            self.feed(device)
+        self._feed_readings(batch.readings)
+        for report in batch.reports:
+            self.feed(report)
+
+    def _feed_readings(self, readings: Sequence[Reading]) -> None:
+        """Feed many readings: there may be thousands a second."""
+        if self.has_failed:
+            return
+        if self._recorder is not None:
+            for reading in readings:
+                self._recorder_takes(reading)
+        if self._last_minutes is not None:
+            self._last_minutes.take_all(readings)
+        try:
+            self.pipeline.feed_readings(readings)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail(error)
 
     def advance(self) -> list[Receipt]:
         """Let time pass; returns the receipts that are final now."""
@@ -111,6 +128,9 @@ class Metering:
     def _record(self, item: Input) -> None:
         if self._last_minutes is not None:
             self._last_minutes.take(item)
+        self._recorder_takes(item)
+
+    def _recorder_takes(self, item: Input) -> None:
         self._with_recorder(lambda recorder: recorder.write(item))
 
     def _with_recorder(self, act: Callable[[Writer], None]) -> None:
