@@ -58,7 +58,6 @@ class Cell:
     __slots__ = (
         "d_attention",
         "d_decode",
-        "d_decoders",
         "d_kv",
         "d_kv_slope",
         "d_prefill",
@@ -68,7 +67,6 @@ class Cell:
         "marks",
         "n_decode",
         "n_prefill",
-        "n_resident",
         "x_attention",
         "x_decode",
         "x_decoders",
@@ -83,8 +81,8 @@ class Cell:
             self.x_decoders
         ) = 0.0
         self.d_prefill = self.d_attention = self.d_decode = self.d_kv = self.d_kv_slope = 0.0
-        self.d_resident = self.d_decoders = 0
-        self.n_resident = self.n_prefill = self.n_decode = 0
+        self.d_resident = 0
+        self.n_prefill = self.n_decode = 0
         self.ending = 0
         self.edges: list[tuple[int, int]] = []
         self.marks: list[tuple[int, object]] = []
@@ -209,7 +207,6 @@ class Load:
         cell.x_decoders += rest
         cell.x_kv += kv_rate * rest + slope * rest * rest / 2
         cell.d_decode += rate
-        cell.d_decoders += 1
         cell.d_kv += kv_rate + slope * rest
         cell.d_kv_slope += slope
         cell.n_decode += 1
@@ -220,7 +217,6 @@ class Load:
         cell.x_decoders -= rest
         cell.x_kv -= kv_rate * rest + slope * rest * rest / 2
         cell.d_decode -= rate
-        cell.d_decoders -= 1
         cell.d_kv -= kv_rate + slope * rest
         cell.d_kv_slope -= slope
         cell.n_decode -= 1
