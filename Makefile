@@ -7,10 +7,10 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test acceptance test-real lint bench docs clean
+.PHONY: help setup run test acceptance test-real lint bench bench-attribution docs clean
 
 help:  ## show what there is
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 # --- set-up ---------------------------------------------------------------------------------------------------------
 
@@ -51,6 +51,9 @@ lint: $(INSTALLED_DEV)  ## style, types, layers, generated documents
 
 bench: $(INSTALLED_DEV)  ## what the daemon costs, as JSON lines
 	$(BIN)/python -m bench $(ARGS)
+
+bench-attribution: $(INSTALLED_DEV)  ## how close receipts are to the truth, case by case, as JSON lines
+	$(BIN)/python -m bench.attribution $(ARGS)
 
 docs: $(INSTALLED)  ## write docs/metrics.md and docs/configuration.md from the code
 	@scripts/generate_docs.sh

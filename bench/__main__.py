@@ -1,4 +1,7 @@
-"""`python -m bench [NAME …]`: print what jouled costs, one JSON object a line. Without names: everything."""
+"""`python -m bench [NAME …]`: print what jouled costs, one JSON object a line.
+
+Without names: everything but `attribution`, which asks how right jouled is and takes much longer.
+"""
 
 import argparse
 import json
@@ -9,8 +12,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from bench import daemon_cost, replay
+from bench import attribution, daemon_cost, replay
 from bench.rows import Row, machine
+
+ATTRIBUTION = "attribution"
 
 
 def main() -> None:
@@ -24,7 +29,7 @@ def main() -> None:
     if unknown := set(options.names) - benches.keys():
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(benches)}")
     benches = _benches(options.trace)
-    for name in options.names or benches:
+    for name in options.names or [name for name in benches if name != ATTRIBUTION]:
         for found in benches[name]():
             about = {**machine(), "load_average": round(os.getloadavg()[0], 2), "command": f"python -m bench {name}"}
             print(json.dumps({**found, **about}, ensure_ascii=False), flush=True)
@@ -37,6 +42,7 @@ def _benches(trace: Path | None) -> dict[str, Callable[[], Iterator[Row]]]:
         "start": daemon_cost.start,
         "replay": partial(replay.rows, trace),
         "daemon": daemon_cost.cpu_and_memory,
+        ATTRIBUTION: partial(attribution.rows, trace),
     }
 
 

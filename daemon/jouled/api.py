@@ -10,13 +10,13 @@ turn bytes into model types.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from msgspec import Struct
 
 from jouled.model.device import Device
-from jouled.model.engine import CounterSemantics
+from jouled.model.engine import CounterSemantics, Latency, LatencyHistogram
 from jouled.model.readings import DeviceStatus, EnergyReading, PowerReading
 from jouled.model.requests import RequestEvent, RequestStart
 
@@ -119,6 +119,18 @@ class EngineCollector(Protocol):
 
     def version(self, body: bytes) -> str:
         """Read the answer of `version_path`. Raises `ValueError`."""
+        ...
+
+
+@runtime_checkable
+class LatencyCollector(Protocol):
+    """An engine collector whose page has histograms of latencies, one observation a request."""
+
+    def latencies(self, body: bytes, wanted: Collection[Latency]) -> Mapping[Latency, LatencyHistogram]:
+        """Read these histograms of the metrics page, series of several engines added up; those it lacks are missing.
+
+        Raises `ValueError` with the reason if one cannot be read.
+        """
         ...
 
 

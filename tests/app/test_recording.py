@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jouled.app.runtime import recording_files
 from jouled.app.runtime.recording import Broken, Entry, Heading, RecordingError, Unknown, Writer, read
 from jouled.model.device import Device, DeviceKind, Quality
-from jouled.model.engine import CounterSemantics, Engine, EngineSample
+from jouled.model.engine import CounterSemantics, Engine, EngineSample, LatencyHistogram
 from jouled.model.errors import SourceState
 from jouled.model.readings import ClockStep, DeviceStatus, EnergyReading, PowerReading, SourceReport
 from jouled.model.requests import Outcome, RequestEvent, RequestStart
@@ -65,6 +65,8 @@ items = st.one_of(
         version=texts,
         parameters=st.none() | watts,
         layers=maybe_counts,
+        attention_width=st.none() | watts,
+        sizes_from=texts,
         counter_semantics=st.builds(CounterSemantics, prompt_at=st.sampled_from(["step", "finish"])),
     ),
     st.builds(EnergyReading, names, times, st.integers(-(10**20), 10**20), st.sampled_from(Quality)),
@@ -77,6 +79,10 @@ items = st.one_of(
         steps=maybe_counts,
         prompt_tokens=maybe_counts,
         requests_running=maybe_counts,
+        latencies=st.dictionaries(
+            st.sampled_from(["ttft", "tpot", "e2el"]),
+            st.just(LatencyHistogram((0.1, 2.5), (1, 2, 3))) | st.just(LatencyHistogram((), (0,))),
+        ),
     ),
     st.builds(
         RequestEvent,

@@ -1,18 +1,23 @@
 """The parts of the attribution: priors, work by cell, service start, the census of who ran when."""
 
+from itertools import accumulate
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.core.scenario import SECOND, START, gpu
 
-from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS
-from jouled.core.attribution.census import Census, Monotone
+from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS, start_of
+from jouled.core.attribution.census import Census, Look, Monotone
+from jouled.core.attribution.decode import Decoding
 from jouled.core.attribution.idle import IdlePower
 from jouled.core.attribution.load import Load, Row, Work, union_ns
 from jouled.core.attribution.priors import betas, sizes_from_name
+from jouled.core.attribution.request import Request
 from jouled.core.attribution.service_start import ServiceStart
-from jouled.core.attribution.step_density import StepDensity
+from jouled.core.attribution.step_clock import StepClock
 from jouled.model.engine import Engine, EngineSample
+from jouled.model.requests import RequestEvent
 
 
 @pytest.mark.parametrize(
@@ -66,6 +71,11 @@ works = st.builds(
 )
 
 
+EVENT = RequestEvent(
+    engine="e", id="r", arrival_ns=0, first_token_ns=0, last_token_ns=0, prompt_tokens=0, generation_tokens=0
+)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(works, max_size=8))
 def test_cells_sum_to_the_work_of_all_requests(requests):
@@ -73,6 +83,8 @@ def test_cells_sum_to_the_work_of_all_requests(requests):
     for work in requests:
         load.insert(work, None)
     rows = [load.sweep(cell) for cell in range(80)]
+    marked = [Request(EVENT, work, ()) for work in requests]
+    Decoding(0, rows).fill(marked)
     assert sum(row.resident for row in rows) == pytest.approx(
         sum((w.last_ns - w.start_ns) / SECOND for w in requests), abs=1e-9
     )
@@ -185,30 +197,88 @@ def test_idle_power_is_configured_learned_or_estimated():
 assert CELL_NS == SECOND // 10
 
 
-def rows_of(prefilling: list[float], decode: float) -> list[Row]:
+LOOKS_NS = [start_of(50 * k) for k in range(22)]
+
+
+def counted_look(t_ns: int, steps: float) -> Look:
+    found = Look(t_ns, None, None)
+    found.steps = round(steps)
+    return found
+
+
+def rows_of(prefilling: list[float]) -> list[Row]:
     rows = []
     for part in prefilling:
         row = Row()
-        row.busy, row.prefilling, row.decode = 1.0, part, decode
+        row.busy, row.prefilling = 1.0, part
         rows.append(row)
     return rows
 
 
-def test_step_density_is_learned_from_counted_steps():
-    density = StepDensity()
-    assert density.ratio == 1.0
-    for k in range(20):
-        prefilling = [1.0] * (k % 5) + [0.0] * (50 - k % 5)
-        density.observe(rows_of(prefilling, 1.0), 3.0 * (50 - k % 5) + 0.6 * (k % 5))
-    assert density.ratio == pytest.approx(0.2)
-    rows = rows_of([1.0, 0.0, 0.5, 0.0], 2.0)
-    density.weigh(rows)
-    assert sum(row.decode * row.density for row in rows) == pytest.approx(8.0)
-    assert rows[0].density == pytest.approx(0.2 * rows[1].density)
+def test_the_step_clock_learns_how_much_a_prefill_slows_steps_down():
+    clock = StepClock()
+    steps = list(accumulate((300.0 * (50 - k % 5) + 60.0 * (k % 5) for k in range(20)), initial=0.0))
+    rows = rows_of([p for k in range(20) for p in [1.0] * (k % 5) + [0.0] * (50 - k % 5)])
+    looks = [counted_look(t_ns, counted) for t_ns, counted in zip(LOOKS_NS, steps, strict=False)]
+    assert clock.set(0, rows, looks)
+    assert clock.ratio == pytest.approx(0.2)
+    assert sum(row.steps for row in rows) == pytest.approx(steps[-1])
+    assert rows[950].steps == pytest.approx(60.0)
+    assert rows[999].steps == pytest.approx(300.0)
+    assert rows[999].pace == pytest.approx(3000.0)
 
 
-def test_step_density_stays_even_without_contrast():
-    density = StepDensity()
-    for _ in range(20):
-        density.observe(rows_of([0.0] * 50, 1.0), 150.0)
-    assert density.ratio == 1.0
+def test_the_step_clock_counts_each_interval_as_the_engine_did():
+    rows = rows_of([0.0] * 100)
+    clock = StepClock()
+    assert clock.set(
+        0,
+        rows,
+        [
+            counted_look(start_of(0), 0),
+            counted_look(start_of(50) + CELL_NS // 2, 505),
+            counted_look(start_of(101), 1010),
+        ],
+    )
+    assert clock.ratio == 1.0
+    assert rows[10].steps == pytest.approx(10.0)
+    assert rows[80].steps == pytest.approx(10.0)
+    assert sum(row.steps for row in rows) == pytest.approx(1000.0)
+
+
+def test_without_close_looks_there_is_no_step_clock():
+    assert not StepClock().set(0, rows_of([0.0] * 100), [])
+    assert not StepClock().set(
+        0, rows_of([0.0] * 200), [counted_look(start_of(0), 0), counted_look(start_of(200), 2000)]
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(works, min_size=1, max_size=8), st.lists(st.floats(0.1, 100.0), min_size=80, max_size=80))
+def test_decode_in_step_time_makes_the_same_tokens(requests, paces):
+    load = Load()
+    for work in requests:
+        load.insert(work, None)
+    rows = [load.sweep(cell) for cell in range(80)]
+    for row, pace in zip(rows, paces, strict=True):
+        row.pace = pace
+    Decoding(0, rows).fill([Request(EVENT, work, ()) for work in requests])
+    assert sum(row.decode for row in rows) == pytest.approx(
+        sum(w.generated - 1 for w in requests if w.decode_rate), rel=1e-9, abs=1e-6
+    )
+    assert all(row.decode >= 0.0 and row.kv >= 0.0 for row in rows)
+
+
+def test_a_request_decodes_where_the_engine_steps():
+    load = Load()
+    work = Work(0, SECOND, 3 * SECOND, 100, 0, 100, 21, 0)
+    load.insert(work, None)
+    rows = [load.sweep(cell) for cell in range(40)]
+    for row in rows[20:]:
+        row.pace = 3.0
+    request = Request(EVENT, work, ())
+    Decoding(0, rows).fill([request])
+    assert sum(row.decode for row in rows[10:20]) == pytest.approx(5.0)
+    assert sum(row.decode for row in rows[20:30]) == pytest.approx(15.0)
+    assert rows[10].kv == pytest.approx(0.5 * (100 + 0.25)), "the context grows by a token each"
+    assert sum(row.kv for row in rows) == pytest.approx(20 * (100 + 10))

@@ -106,7 +106,7 @@ def test_aborted_work_is_unreported():
     everyone = staggered(60, 2.0, decode=6.0)
     node = Node(everyone, seconds=200.0, samples=True)
     told = tuple(r for i, r in enumerate(everyone) if i % 5)
-    inputs = [item for item in node.inputs() if item not in set(everyone) - set(told)]
+    inputs = [item for item in node.inputs() if item not in everyone or item in told]
     result = run(inputs)
     whole = run(node.inputs())
     lost_tokens = 12 / 60

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PAGE = """# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
-vllm:num_requests_running{{engine="0",model_name="tiny"}} 0.0
+vllm:num_requests_running{{engine="0",model_name="tiny"}} {running}.0
 # HELP vllm:num_requests_waiting Number of requests waiting to be processed.
 # TYPE vllm:num_requests_waiting gauge
 vllm:num_requests_waiting{{engine="0",model_name="tiny"}} 0.0
@@ -27,6 +27,7 @@ class EngineServer:
         self.behaviour = behaviour
         self.prompt = 1000
         self.generation = 500
+        self.running = 0
         self.bodies: list[tuple[str, bytes]] = []
         self.ended = threading.Event()
 
@@ -41,7 +42,7 @@ class EngineServer:
         body = b'{"version": "0.33.0"}'
         if request.path == "/metrics":
             garbage = self.behaviour == "garbage"
-            page = PAGE.format(prompt=self.prompt, generation=self.generation).encode()
+            page = PAGE.format(prompt=self.prompt, generation=self.generation, running=self.running).encode()
             body = b"\xff\xfe<html>\x00" * 1000 if garbage else page
         request.send_response(200)
         request.send_header("Content-Length", str(len(body)))

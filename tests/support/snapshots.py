@@ -16,6 +16,7 @@ JOULE = 1_000_000
 MODELS = ("llama-3.3-70b", "qwen3-32b", "mistral-small-24b", "gemma-3-27b")
 ENGINES = tuple(f"vllm-{8000 + i}" for i in range(4))
 SLOS = ("chat", "batch", "agent")
+_PAIRS = tuple(zip(ENGINES, MODELS, strict=True))
 QUALITY = Quality.MEASURED.value
 BOUNDS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0)
 OWNER_MICROJOULES = {
@@ -180,7 +181,7 @@ def _histogram() -> Histogram:
 
 
 def _counters(group: GroupBook) -> dict[str, dict[tuple[str, ...], float]]:
-    pairs = tuple(zip(ENGINES, MODELS, strict=True))
+    pairs = _PAIRS
     verdicts = ("good", "late", "failed")
     slo = [(s, e, m, v) for s in SLOS for e, m in pairs for v in verdicts]
     tiers = [(e, m, tier) for e, m in pairs for tier in ("bulk", "goldilocks", "low_latency")]
@@ -209,6 +210,7 @@ def _counters(group: GroupBook) -> dict[str, dict[tuple[str, ...], float]]:
         "slo_requests_total": {key: {"good": 900, "late": 80, "failed": 20}[key[3]] for key in slo},
         "slo_tokens_total": {key: {"good": 216_000, "late": 19_000, "failed": 500}[key[3]] for key in slo},
         "slo_energy_joules_total": dict.fromkeys(slo, 90 * JOULE),
+        "slo_deadline_tokens_total": {(s, e, m): 221_000 for s in SLOS for e, m in pairs},
         "tier_tokens_total": dict.fromkeys(tiers, 50_000),
         "tier_energy_joules_total": dict.fromkeys(tiers, 300 * JOULE),
         "energy_cost_total": {("EUR", m): 1.25 for m in MODELS},
@@ -234,4 +236,6 @@ def _gauges() -> dict[str, dict[tuple[str, ...], float]]:
         "books_watermark_timestamp_seconds": {(e,): NOW_NS / 1e9 - 20 for e in ENGINES},
         "tokens_per_joule": {("compute",): 0.94, ("node",): 0.69},
         "good_tokens_per_joule": {("compute", slo): 0.88 for slo in SLOS},
+        "slo_attainment_lower_bound_ratio": {(e, m, s): 0.7 for e, m in _PAIRS for s in SLOS},
+        "slo_attainment_upper_bound_ratio": {(e, m, s): 0.8 for e, m in _PAIRS for s in SLOS},
     }

@@ -14,17 +14,18 @@ from typing import NamedTuple
 MAXIMUM_COUNT = 10**15
 """Counts above this are broken: 10¹⁵ tokens are 300 years at 100 000 tokens/s, and floats stay exact up to 9·10¹⁵."""
 
-_QUOTED = rb'"(?:[^"\\]|\\.)*+"'
+QUOTED = rb'"(?:[^"\\]++|\\.)*+"'
+"""Pattern of a quoted string."""
 _SERIES = re.compile(
-    rb"[ \t]*+(?:\{(?P<labels>(?:[^\"}]++|" + _QUOTED + rb")*+)\}[ \t]*+)?"
+    rb"[ \t]*+(?:\{(?P<labels>(?:[^\"}]++|" + QUOTED + rb")*+)\}[ \t]*+)?"
     rb"(?P<value>[-+.0-9a-zA-Z]++)"
     rb"(?:[ \t]++[-+.eE0-9]++)?"  # time stamp
     rb"(?:[ \t]*+\#[ \t].*+)?"  # exemplar
     rb"[ \t\r]*+"
 )
 _LABEL = re.compile(
-    rb"[ \t]*+(?:(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*+)|(?P<quoted>" + _QUOTED + rb"))"
-    rb"[ \t]*+=[ \t]*+(?P<value>" + _QUOTED + rb")[ \t]*+(?:,|\Z)"
+    rb"[ \t]*+(?:(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*+)|(?P<quoted>" + QUOTED + rb"))"
+    rb"[ \t]*+=[ \t]*+(?P<value>" + QUOTED + rb")[ \t]*+(?:,|\Z)"
 )
 _ESCAPE = re.compile(r'\\([\\n"])')
 
@@ -101,10 +102,11 @@ def _series(rest: bytes) -> Series:
         value = float(match["value"])
     except ValueError:
         raise ValueError("the value is no number") from None
-    return Series(_labels(match["labels"] or b""), value)
+    return Series(labels_of(match["labels"] or b""), value)
 
 
-def _labels(block: bytes) -> dict[str, str]:
+def labels_of(block: bytes) -> dict[str, str]:
+    """The labels of a block, without its braces. Raises `ValueError` with the reason."""
     labels = {}
     position = 0
     block = block.rstrip(b" \t")

@@ -1,6 +1,7 @@
 """Which request events are taken: sound ones, each once."""
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from itertools import islice
 
 from jouled.model.receipt import Receipt
@@ -32,11 +33,11 @@ class Admission:
         seen = self._by_id.get((start.engine, start.id), ())
         return any(abs(arrival_ns - start.arrival_ns) <= SAME_ARRIVAL_NS for arrival_ns, *_ in seen)
 
-    def remember(self, receipt: Receipt) -> None:
-        """A request had its final receipt before a restart: it is not taken again. Times are core time."""
-        content = content_of(receipt)
-        entry = (receipt.arrival_ns, content, receipt.last_token_ns)
-        self._by_id.setdefault((receipt.engine, receipt.id), []).append(entry)
+    def remember(self, request: RequestEvent | Receipt) -> None:
+        """A request was taken before a restart: it is not taken again. Times are core time."""
+        content = content_of(request)
+        entry = (request.arrival_ns, content, request.last_token_ns)
+        self._by_id.setdefault((request.engine, request.id), []).append(entry)
 
     def _repeated(self, event: RequestEvent) -> str:
         content = content_of(event)
@@ -96,6 +97,9 @@ class Waiting:
             for event in events:
                 if event.engine == engine:
                     self.remove(event)
+
+    def __iter__(self) -> Iterator[RequestEvent]:
+        return (event for events in self._by_id.values() for event in events)
 
     def find(self, request_id: str) -> RequestEvent | None:
         """The newest one under this id."""

@@ -8,7 +8,8 @@ from jouled.core.attribution.census import Monotone
 from jouled.core.books import RawCounter
 from jouled.core.ledger.counters import plausible_watts
 from jouled.core.ledger.meter import Meter
-from jouled.core.ledger.tree import ResidualBook, leaves, meters, node_level, parts_of
+from jouled.core.ledger.residual import ResidualBook
+from jouled.core.ledger.tree import is_measured, leaves, meters, node_level, parts_of
 from jouled.model.device import Device, Quality
 from jouled.model.engine import CounterSemantics, EngineSample
 from jouled.model.parameters import Price
@@ -16,7 +17,10 @@ from jouled.model.readings import DeviceStatus
 
 
 class LiveMeters:
-    """Energy counters of devices, meters and boundaries, as increases since the last look at each meter."""
+    """Energy counters of devices, meters and boundaries, as increases since the last look at each meter.
+
+    `residual`: the books of what the node's meter tells beyond its parts.
+    """
 
     def __init__(self, counters: CounterTable, price: Price) -> None:
         self._counters = counters
@@ -24,7 +28,7 @@ class LiveMeters:
         self._seen_uj: dict[str, int] = {}
         self._throttle: dict[tuple[str, str], float] = {}
         self._gaps: dict[tuple[str, str], int] = {}
-        self._residual = ResidualBook()
+        self.residual = ResidualBook()
         self._residual_seen = (0, 0)
 
     def advance(self, by_name: Mapping[str, Meter]) -> None:
@@ -32,7 +36,8 @@ class LiveMeters:
         devices = [meter.device for meter in by_name.values()]
         counted = {device.name for device in leaves(devices)}
         above = {device.name for device in meters(devices)}
-        node = {device.name for device in node_level(meter.device for meter in by_name.values() if meter.curve)}
+        measured = [meter.device for meter in by_name.values() if meter.curve and is_measured(meter)]
+        node = {device.name for device in node_level(measured)}
         of_source = Counter(device.source for device in devices)
         node_uj = 0
         for name, meter in by_name.items():
@@ -49,6 +54,12 @@ class LiveMeters:
             self._book_node(node_uj)
         self._book_residual([by_name[name] for name in sorted(node)], parts_of(by_name))
 
+    def forget(self, name: str) -> None:
+        """A device is gone; if it comes back, it begins anew."""
+        self._seen_uj.pop(name, None)
+        for key in [key for key in self._gaps if key[0] == name]:
+            del self._gaps[key]
+
     def _grown(self, name: str, total_uj: int) -> int:
         grown, self._seen_uj[name] = total_uj - self._seen_uj.get(name, 0), total_uj
         return grown
@@ -61,8 +72,8 @@ class LiveMeters:
     def _book_residual(self, node: list[Meter], parts: list[Meter]) -> None:
         if not node:
             return
-        self._residual.advance(node, parts)
-        residual, deficit = self._residual.residual_uj, self._residual.deficit_uj
+        self.residual.advance(node, parts)
+        residual, deficit = self.residual.residual_uj, self.residual.deficit_uj
         self._counters.add("residual_energy_joules_total", (), residual - self._residual_seen[0])
         self._counters.add("residual_deficit_joules_total", (), deficit - self._residual_seen[1])
         self._residual_seen = (residual, deficit)
@@ -89,11 +100,6 @@ class LiveMeters:
             self._throttle[status.device, reason] = seconds
             grown = 0.0 if last is None else seconds - last if seconds >= last else seconds
             self._counters.add("device_throttle_seconds_total", (status.device, reason), grown)
-
-    @property
-    def residual_from_ns(self) -> int | None:
-        """The oldest time the residual still needs of the meters' curves."""
-        return self._residual.needed_from_ns
 
 
 class LiveTokens:

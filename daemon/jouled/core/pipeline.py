@@ -9,18 +9,22 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from jouled.core.absence import Absences
 from jouled.core.accounting.account import Account, owners_quality
+from jouled.core.accounting.attainment import Attainment
+from jouled.core.accounting.components import Components, components_of
 from jouled.core.accounting.counters import HistogramBook
 from jouled.core.accounting.receipts import final_receipt, provisional_receipt
 from jouled.core.accounting.windows import History, RatioWindow
 from jouled.core.attribution.cells import cell_of
 from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.group import Booking, DeviceGroup, Final
+from jouled.core.attribution.host import HostBook
 from jouled.core.books import Books, CounterSeries, RawCounter
 from jouled.core.group_account import GroupAccount
 from jouled.core.identity import Admission, Waiting
 from jouled.core.ledger.meter import Meter
-from jouled.core.ledger.tree import leaves, meters
+from jouled.core.ledger.tree import host_of, leaves, meters
 from jouled.core.live import LiveMeters, LiveTokens, downtime_uj
 from jouled.core.topology import Group, default_devices, groups
 from jouled.model.device import Device, Quality
@@ -48,6 +52,8 @@ Input = (
 Gauges = dict[str, dict[tuple[str, ...], float]]
 
 RECENT_SHOWN = 30
+LOWEST_COVERAGE = 0.9
+"""Of an engine's tokens that request events must tell of for a ratio of goodput; below it something samples them."""
 RESIDUAL_KEEP_NS = 600 * NANOSECONDS_PER_SECOND
 """A node meter that falls silent holds the knots of the others for no longer than this."""
 RESPONSE_PREFIXES = ("", "chatcmpl-", "cmpl-")
@@ -65,9 +71,11 @@ class Pipeline:
         self._books: dict[str, EngineBook] = {}
         self._tokens: dict[str, LiveTokens] = {}
         self._samples: dict[str, EngineSample] = {}
+        self._attainments: dict[str, Attainment] = {}
         self._groups: dict[Group, DeviceGroup] = {}
         self._accounts: dict[tuple[tuple[str, ...], tuple[str, ...]], GroupAccount] = {}
         self._live = LiveMeters(self._account.counters, parameters.price)
+        self.host = HostBook(parameters.idle_policy)
         self._admission = Admission()
         self._waiting = Waiting()
         self._owed: list[Receipt] = []
@@ -79,6 +87,7 @@ class Pipeline:
         self._token_windows: dict[str, RatioWindow] = {}
         self._history = History()
         self._hardware_ns: dict[Group, int] = {}
+        self._absences = Absences()
         self._device_raw: dict[str, RawCounter] = {}
         self._engine_raw: dict[str, dict[str, int]] = {}
         self._quarantined: dict[str, str] = {}
@@ -102,7 +111,7 @@ class Pipeline:
     def remember(self, receipts: Iterable[Receipt]) -> None:
         """Requests that had their final receipt before a restart; telling of them again is a duplicate."""
         for receipt in receipts:
-            self._admission.remember(receipt)
+            self._admission.remember(self._in_core_time(receipt))
 
     # inputs
 
@@ -118,17 +127,29 @@ class Pipeline:
             self._account.counters.add("rejected_events_total", (reason,), 1)
         return reason
 
+    def feed_again(self, item: Input, reason: str) -> None:
+        """Take an input as it was taken before a restart.
+
+        Requests that were refused then are refused again, for what they repeated is not remembered any more.
+        """
+        if reason and isinstance(item, RequestEvent):
+            self._regroup()
+            self._account.counters.add("rejected_events_total", (reason,), 1)
+        else:
+            self.feed(item)
+
     def feed_readings(self, readings: Iterable[EnergyReading | PowerReading | DeviceStatus]) -> None:
         """Take many readings; what is refused is counted with the device."""
         meters = self._meters
         for reading in readings:
             meter = meters.get(reading.device)
-            if type(reading) is EnergyReading and meter is not None and meter.curve:
+            if type(reading) is EnergyReading and meter is not None and not meter.is_new:
                 meter.energy(reading)
             else:
                 self.feed(reading)
 
     def _device(self, device: Device) -> str:
+        self._absences.named_device(device.name)
         known = self._meters.get(device.name)
         if known is None:
             self._meters[device.name] = Meter(device)
@@ -139,7 +160,7 @@ class Pipeline:
         return ""
 
     def _engine(self, engine: Engine) -> str:
-        self._declared[engine.name] = engine
+        self._declared[engine.name] = self._absences.named_engine(engine, self._declared.get(engine.name))
         self._changed = True
         return ""
 
@@ -147,19 +168,24 @@ class Pipeline:
         meter = self._meters.get(reading.device)
         if meter is None:
             return "unknown_device"
-        if not meter.curve:
+        if meter.is_new:
             meter.quality = reading.quality
-            self._book_downtime(meter, reading)
+            self._book_downtime(meter, reading.t_ns, reading.microjoules)
             self._changed = self._changed or reading.quality is Quality.ESTIMATED
         return meter.energy(reading)
 
-    def _book_downtime(self, meter: Meter, reading: EnergyReading) -> None:
-        stored = self._device_raw.pop(reading.device, None)
-        if stored is None:
+    def _book_downtime(self, meter: Meter, t_ns: int, raw_uj: int | None) -> None:
+        """What a device used while the daemon was away, where its counter went on; else that time is a gap."""
+        self._absences.metered_again(t_ns)
+        stored = self._device_raw.pop(meter.device.name, None)
+        before_ns = stored.t_ns if stored is not None else meter.left_ns
+        if before_ns is None:
             return
-        away_uj = downtime_uj(meter.device, stored, reading.microjoules, reading.t_ns)
+        away_uj = None
+        if stored is not None and raw_uj is not None and self._absences.hardware_went_on:
+            away_uj = downtime_uj(meter.device, stored, raw_uj, t_ns)
         if away_uj is None:
-            gap_seconds = max(reading.t_ns - stored.t_ns, 0) / NANOSECONDS_PER_SECOND
+            gap_seconds = max(t_ns - before_ns, 0) / NANOSECONDS_PER_SECOND
             self._account.counters.add("source_gap_seconds_total", (meter.device.source, "downtime"), gap_seconds)
             return
         meter.downtime_uj += away_uj
@@ -168,8 +194,9 @@ class Pipeline:
         meter = self._meters.get(reading.device)
         if meter is None:
             return "unknown_device"
-        if not meter.curve:
+        if meter.is_new:
             meter.quality = reading.quality
+            self._book_downtime(meter, reading.t_ns, None)
         return meter.power(reading)
 
     def _device_status(self, status: DeviceStatus) -> str:
@@ -197,9 +224,11 @@ class Pipeline:
                 self._generation += grown
             self._account.counters.add("engine_tokens_total", (engine.name, model, kind), grown)
         self._engine_raw[sample.engine] = dict(tokens.raw)
+        self._attainment(sample.engine).take(sample)
         window = self._token_windows.setdefault(sample.engine, RatioWindow())
         window.add(sample.t_ns, {"generation": tokens.generation})
         self._regroup()
+        self.host.sample(sample)
         book = self._books.get(sample.engine)
         if book is not None:
             book.sample(sample)
@@ -213,11 +242,18 @@ class Pipeline:
         reason = self._admission.refuse(event, max(self._now_ns, event.seen_ns))
         if reason:
             return reason
+        self._attainment(event.engine).told_ns = max(self._now_ns, event.seen_ns)
         self._waiting.add(event)
         late = book.ended(event)
         if late:
             self._account.counters.add("late_events_total", (late,), 1)
         return ""
+
+    def _attainment(self, engine: str) -> Attainment:
+        found = self._attainments.get(engine)
+        if found is None:
+            found = self._attainments[engine] = Attainment(self._parameters.slos)
+        return found
 
     def _why_no_book(self, engine: str) -> str:
         if engine in self._quarantined:
@@ -276,11 +312,16 @@ class Pipeline:
         for key, old in self._groups.items():
             if key not in kept:
                 self._retire(key, old, closed, edges)
+        if self.host.edge_cell is not None:
+            edges.update(dict.fromkeys(self.host.closed_uj(), self.host.edge_cell))
+            closed.update(self.host.closed_uj())
         for key in wanted:
             if key not in kept:
                 kept[key] = self._found(key, engines, closed, edges)
         self._groups = kept
         self._books = {book.engine.name: book for living in kept.values() for book in living.engines}
+        compute = {name for group in kept for name in group.devices}
+        self.host.arrange(host_of(self._meters, compute), list(self._books), closed)
 
     def _stays(self, group: Group, engines: dict[str, Engine]) -> bool:
         """Whether a group goes on: there is one of these devices and engines, and each engine is where it was."""
@@ -314,6 +355,7 @@ class Pipeline:
             [] if quarantined else books,
             self._parameters.idle_policy,
             quarantined=quarantined,
+            host=self.host,
         )
         for former in self._groups.values():
             found.inherit(former)
@@ -354,11 +396,16 @@ class Pipeline:
         """The end of a recording: everything closes, up to the last reading."""
         for meter in self._meters.values():
             meter.settle()
-        return self._advance(self._now_ns, everything=True)
+        receipts = self._advance(self._now_ns, everything=True)
+        self.host.finish()
+        return receipts
 
     def _advance(self, now_ns: int, *, everything: bool) -> list[Receipt]:
         self._now_ns = max(now_ns, self._now_ns)
+        self._drop_what_is_gone()
         self._regroup()
+        self._live.advance(self._meters)
+        self.host.take_late()
         receipts, self._owed = self._owed, []
         for group, books in list(self._groups.items()):
             self._settle_downtime(group, books)
@@ -367,7 +414,6 @@ class Pipeline:
             except Exception as error:  # noqa: BLE001 - metering goes on when the attribution of one engine fails
                 self._quarantine(group, books, error)
             self._book_hardware(group, books)
-        self._live.advance(self._meters)
         self._forget()
         self._observe_windows()
         self._admission.forget_before(self._now_ns)
@@ -376,7 +422,11 @@ class Pipeline:
     def _forget(self) -> None:
         """Drop what no open cell and no residual window needs of the meters' curves."""
         edges = {name: books.edge_ns for group, books in self._groups.items() for name in group.devices}
-        residual_ns = self._live.residual_from_ns
+        slowest = [
+            books.edge_ns for group, books in self._groups.items() if group.engines and books.edge_ns is not None
+        ]
+        edges.update(dict.fromkeys(self.host.closed_uj(), min(slowest, default=self._now_ns)))
+        residual_ns = self._live.residual.needed_from_ns
         for name, meter in self._meters.items():
             edge_ns = edges.get(name, self._now_ns)
             if edge_ns is not None:
@@ -407,6 +457,7 @@ class Pipeline:
         reason = f"{type(error).__name__}: {error}"
         for engine in group.engines:
             self._books.pop(engine, None)
+            self.host.drop(engine)
             self._quarantined[engine] = reason
             self._waiting.remove_engine(engine)
 
@@ -437,12 +488,27 @@ class Pipeline:
 
     def _final(self, books: DeviceGroup, final: Final) -> Receipt:
         event = final.request.event
+        if self._absences.interrupted(final.request.work.start_ns, event.last_token_ns):
+            final.request.flags = (*final.request.flags, "interrupted")
         quality = Quality.ESTIMATED if books.estimated else Quality.MEASURED
         offset_ns = self._wall_offset_ns(event.last_token_ns)
-        receipt = final_receipt(final, self._books_by_engine(books, event.engine), self._parameters, quality, offset_ns)
+        book, components = self._books_by_engine(books, event.engine), self._components(books, final)
+        receipt = final_receipt(
+            final, components, book, self._parameters, quality, offset_ns, host_idle_source=self.host.idle_source
+        )
         self._waiting.remove(event)
-        self._account.book_request(event, receipt, final.prefill_uj + final.decode_uj + final.resident_uj)
+        self._account.book_request(event, receipt, components)
         return receipt
+
+    def _components(self, books: DeviceGroup, final: Final) -> Components:
+        """What a final request owns of its devices, the host and the rest of the node; a guess has no residual."""
+        request, compute_uj = final.request, final.prefill_uj + final.decode_uj + final.resident_uj
+        host_uj = self.host.claim(request.event.engine, request)
+        residual_uj = None
+        if not books.estimated:
+            used_uj = compute_uj + (host_uj or 0)
+            residual_uj = self._live.residual.claim(used_uj, request.work.start_ns, request.work.last_ns)
+        return components_of(self._parameters.price, compute_uj, host_uj, residual_uj)
 
     @staticmethod
     def _books_by_engine(books: DeviceGroup, engine: str) -> EngineBook:
@@ -564,8 +630,22 @@ class Pipeline:
             _put(gauges, "tokens_per_joule", (boundary,), _per_joule(self._live_window, "generation", boundary))
             for objective in self._parameters.slos:
                 ratio = _per_joule(self._book_window, f"good {objective.name}", boundary)
-                _put(gauges, "good_tokens_per_joule", (boundary, objective.name), ratio)
+                if self._knows_goodput():
+                    _put(gauges, "good_tokens_per_joule", (boundary, objective.name), ratio)
+        self._put_attainments(gauges, now_ns)
         return gauges
+
+    def _knows_goodput(self) -> bool:
+        """Whether request events tell of most tokens: goodput of a sample would be too low by what is left out."""
+        covered = [book.lost.coverage for name, book in self._books.items() if not self._is_estimated(name)]
+        return all(coverage is None or coverage >= LOWEST_COVERAGE for coverage in covered)
+
+    def _put_attainments(self, gauges: Gauges, now_ns: int) -> None:
+        for engine, attainment in self._attainments.items():
+            for objective, (lower, upper) in attainment.bounds(now_ns).items():
+                model = self._account.model(self._declared[engine].model)
+                _put(gauges, "slo_attainment_lower_bound_ratio", (engine, model, objective), lower)
+                _put(gauges, "slo_attainment_upper_bound_ratio", (engine, model, objective), upper)
 
     def _put_power(self, gauges: Gauges, now_ns: int) -> None:
         counted = {device.name for device in leaves(meter.device for meter in self._meters.values())}
@@ -617,6 +697,67 @@ class Pipeline:
 
     # restart
 
+    def remember_waiting(self) -> None:
+        """Requests that ended before a restart and are not final; telling of them again is a duplicate."""
+        for event in self._waiting:
+            self._admission.remember(event)
+
+    def come_back(self, now_ns: int) -> None:
+        """Go on at `now_ns` from the state of an earlier moment: the daemon was away in between.
+
+        What meters tell next begins anew where they stand: the difference is downtime where it can be known.
+        """
+        self._device_raw |= self._raw_counters()
+        for meter in self._meters.values():
+            meter.leave()
+        left_ns = [meter.left_ns for meter in self._meters.values() if meter.left_ns is not None]
+        last_ns = min(max(left_ns, default=self._now_ns), self._now_ns)
+        self._sources.clear()
+        self._absences.begin(last_ns, now_ns, set(self._meters), set(self._declared))
+
+    def hardware_restarted(self) -> None:
+        """The machine was booted meanwhile: its counters began anew, what they show is no difference to before."""
+        self._absences.hardware_went_on = False
+
+    @property
+    def parameters(self) -> Parameters:
+        """By what this core was made."""
+        return self._parameters
+
+    @property
+    def now_ns(self) -> int:
+        """The last moment that it was told of, core time."""
+        return self._now_ns
+
+    @property
+    def clock_steps(self) -> tuple[tuple[int, int], ...]:
+        """Steps of the wall clock so far: (core time, wall time less core time from then on)."""
+        return tuple(self._steps)
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether an engine is quarantined."""
+        return bool(self._quarantined)
+
+    def _drop_what_is_gone(self) -> None:
+        """Devices and engines of before a restart that nobody has named since are not there any more."""
+        devices, engines = self._absences.gone(self._now_ns)
+        for name in engines & self._declared.keys():
+            del self._declared[name]
+            self._samples.pop(name, None)
+        for name in devices & self._meters.keys():
+            del self._meters[name]
+            self._live.forget(name)
+        self._changed = self._changed or bool(devices or engines)
+
+    def _in_core_time(self, receipt: Receipt) -> Receipt:
+        steps = reversed(self._steps)
+        offset_ns = next((by for since, by in steps if receipt.last_token_ns - by >= since), 0)
+        if not offset_ns:
+            return receipt
+        moved = ("arrival_ns", "first_token_ns", "last_token_ns")
+        return replace(receipt, **{name: getattr(receipt, name) - offset_ns for name in moved})
+
     def books(self) -> Books:
         """Everything that one commit must hold to go on after a restart."""
         group_books = self._group_books()
@@ -652,6 +793,9 @@ class Pipeline:
             self._account.book_energy(engine, books_model(books, engine), Owner.UNATTRIBUTED, Quality(quality), open_uj)
         self._device_raw = dict(books.device_raw)
         self._engine_raw = dict(books.engine_raw)
+        stopped_ns = max((raw.t_ns for raw in books.device_raw.values()), default=0)
+        for entry in books.counters.get("requests_total", ()):
+            self._attainment(entry.labels[0]).told_ns = stopped_ns
 
 
 def books_model(books: Books, engine: str) -> str:

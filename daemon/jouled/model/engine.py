@@ -1,5 +1,6 @@
 """Inference engines: what they are and what their counters say."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from msgspec import Struct
@@ -23,6 +24,8 @@ class Engine(Struct, frozen=True, kw_only=True):
     """One engine replica and the devices it runs on. `name` is stable over restarts, never a pid.
 
     Sizes are counts of parameters, bytes of all resident weights, bytes of KV cache per token; `None` is not known.
+    attention_width: heads times head size, where it is not the hidden size. sizes_from: where the sizes come from if
+    not from the engine or the configuration of jouled itself (`config_file`: the model's `config.json`).
     `model` may be empty until the engine's page has told it.
     """
 
@@ -41,13 +44,40 @@ class Engine(Struct, frozen=True, kw_only=True):
     active_parameters: float | None = None
     layers: int | None = None
     hidden_size: int | None = None
+    attention_width: float | None = None
     weight_bytes: float | None = None
     kv_bytes_per_token: float | None = None
+    sizes_from: str = ""
     counter_semantics: CounterSemantics = CounterSemantics()
 
 
+Latency = Literal["ttft", "tpot", "e2el"]
+"""What an SLO can limit, in the spelling of `vllm bench serve --goodput`."""
+
+
+class LatencyHistogram(Struct, frozen=True, gc=False):
+    """A cumulative histogram of a latency, one observation a request.
+
+    counts[i]: observations of at most bounds_seconds[i]; one count more than bounds, the last one of all of them.
+    """
+
+    bounds_seconds: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it can be one: bounds ascend, counts do not descend, and there is one more of them."""
+        bounds, counts = list(self.bounds_seconds), list(self.counts)
+        ascends = bounds == sorted({*bounds}) and counts == sorted(counts)
+        return ascends and len(counts) == len(bounds) + 1 and counts[0] >= 0
+
+
 class EngineSample(Struct, frozen=True, gc=False, kw_only=True, tag="engine_counters"):
-    """One look at an engine's page: cumulative counters and two gauges; what the page lacks is `None`."""
+    """One look at an engine's page: cumulative counters and two gauges; what the page lacks is `None`.
+
+    latencies: histograms that an SLO needs, as far as the page has them. cpu_seconds: cumulative CPU time of the
+    engine's processes, not of the page.
+    """
 
     engine: str
     t_ns: int
@@ -58,3 +88,5 @@ class EngineSample(Struct, frozen=True, gc=False, kw_only=True, tag="engine_coun
     generation_tokens: int | None = None
     requests_running: int | None = None
     requests_waiting: int | None = None
+    cpu_seconds: float | None = None
+    latencies: Mapping[Latency, LatencyHistogram] = {}

@@ -4,6 +4,8 @@ from enum import StrEnum
 
 from msgspec import Struct
 
+from jouled.model.engine import Latency
+
 
 class Slo(Struct, frozen=True):
     """A service level objective: all limits given must hold. Milliseconds, as in `vllm bench serve --goodput`.
@@ -15,6 +17,12 @@ class Slo(Struct, frozen=True):
     ttft: float | None = None
     tpot: float | None = None
     e2el: float | None = None
+
+    @property
+    def limits(self) -> dict[Latency, float]:
+        """The limits that are set, in milliseconds."""
+        told: dict[Latency, float | None] = {"ttft": self.ttft, "tpot": self.tpot, "e2el": self.e2el}
+        return {name: limit for name, limit in told.items() if limit is not None}
 
 
 class Tier(Struct, frozen=True):

@@ -11,9 +11,11 @@ class Receipt(Struct, frozen=True, kw_only=True):
 
     joules (of its compute devices) = joules_prefill + joules_decode + joules_resident, to the microjoule.
     joules_host, joules_residual, joules_facility_surplus: its shares beyond the compute devices, `None` where not
-    known. sigma_joules: one standard deviation of `joules` without the sensor's gain error; sigma_split_joules: of
-    the border between prefill and decode. good: SLO name -> all its limits held. Times are Unix nanoseconds.
-    validity: `ok`, or why not, words joined by `,` (truncated, clipped, late, idle_estimated, shared_device).
+    known; cost and co2e_grams are of these and `joules`, at the facility's meter. sigma_joules: one standard deviation
+    of `joules` without the sensor's gain error; sigma_split_joules: of the border between prefill and decode.
+    good: SLO name -> all its limits held. Times are Unix nanoseconds.
+    validity: `ok`, or why not, words joined by `,` (truncated, clipped, late, interrupted, idle_estimated,
+    shared_device).
     """
 
     id: str

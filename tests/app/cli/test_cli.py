@@ -293,7 +293,10 @@ def page_server():
                     return
                 with client:
                     client.recv(65536)
-                    body = b'vllm:num_requests_running{model_name="tiny"} 2.0\n'
+                    body = b'vllm:num_requests_running{model_name="tiny"} 2.0\n' + b"".join(
+                        b'vllm:time_to_first_token_seconds_bucket{le="%s"} 0\n' % bound
+                        for bound in (b"0.25", b"0.5", b"+Inf")
+                    )
                     client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
 
         thread = threading.Thread(target=serve)
@@ -310,6 +313,7 @@ def test_check_shows_what_works_and_what_mends_the_rest(tmp_path, capsys, page_s
         f'[power.estimate]\n[power.rapl]\nsysfs_root = "{tmp_path}/empty"\n'
         f'[[engines]]\ntype = "vllm"\nurl = "http://127.0.0.1:{page_server}"\n[[engines]]\nname = "gateway"\n'
         '[[engines]]\ntype = "vlm"\nurl = "http://127.0.0.1:1"\n'
+        '[[slo]]\nname = "chat"\nttft = 300\n[[slo]]\nname = "batch"\nttft = 500\n'
     )
     assert main(["check", "--config", str(config)]) == 1
     out = capsys.readouterr().out
@@ -320,6 +324,8 @@ def test_check_shows_what_works_and_what_mends_the_rest(tmp_path, capsys, page_s
     assert f"vllm-{page_server}" in out
     assert "its page does not tell:" in out
     assert "request events only" in out
+    assert "SLO chat: ttft = 300 ms is none of the engine's bucket bounds (nearest: 250 and 500)" in out
+    assert "SLO batch" not in out
     assert "no engine collector is called `vlm`. Did you mean `vllm`?" in out
 
 

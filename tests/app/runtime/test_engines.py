@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -10,11 +13,13 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from jouled.api import EnginePage
+from jouled.app.runtime import engines as runtime_engines
 from jouled.app.runtime import pages
 from jouled.app.runtime.clock import BootClock
 from jouled.app.runtime.engines import EnginePoller
-from jouled.model.engine import CounterSemantics, Engine, EngineSample
+from jouled.model.engine import CounterSemantics, Engine, EngineSample, Latency, LatencyHistogram
 from jouled.model.errors import SourceState
+from jouled.model.parameters import Slo
 from jouled.model.readings import SourceReport
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -45,6 +50,17 @@ class LineCollector:
         return body.decode()
 
 
+class HistogramCollector(LineCollector):
+    """A page is `MODEL GENERATED`; its histogram of TTFTs has as many requests as tokens."""
+
+    def latencies(self, body: bytes, wanted: Collection[Latency]) -> Mapping[Latency, LatencyHistogram]:
+        assert set(wanted) == {"ttft"}
+        generated = self.page(body).generation_tokens
+        if generated == 666:
+            raise ValueError("no histogram")
+        return {"ttft": LatencyHistogram((0.25, 0.5), (0, 0, generated))}
+
+
 class Engines:
     """A server with one handler for the page, and what the poller fed."""
 
@@ -70,7 +86,14 @@ class Engines:
 
 
 @contextlib.asynccontextmanager
-async def polled(handler: Handler, *, version: str = "1.2", engine: Engine | None = None) -> AsyncIterator[Engines]:
+async def polled(
+    handler: Handler,
+    *,
+    version: str = "1.2",
+    engine: Engine | None = None,
+    collector: LineCollector | None = None,
+    slos: Sequence[Slo] = (),
+) -> AsyncIterator[Engines]:
     async def answer_version(_request: web.Request) -> web.Response:
         return web.Response(text=version)
 
@@ -81,7 +104,8 @@ async def polled(handler: Handler, *, version: str = "1.2", engine: Engine | Non
     async with TestServer(application) as server, pages.open_session() as session:
         engine = engine or Engine(name="line-1", url=str(server.make_url("")))
         clock = BootClock.equal_to_wall_now()
-        poller = EnginePoller(LineCollector(), engine, clock, engines.feed, session, interval_seconds=0.05)
+        collector = collector or LineCollector()
+        poller = EnginePoller(collector, engine, clock, engines.feed, session, slos=slos, interval_seconds=0.05)
         task = asyncio.create_task(poller.run())
         try:
             yield engines
@@ -107,6 +131,48 @@ async def test_samples_model_and_version() -> None:
         assert len(engines.reports()) == 1
         told = [item for item in engines.fed if isinstance(item, Engine)]
         assert (told[-1].model, told[-1].version) == ("tiny", "1.2")
+
+
+async def test_histograms_are_read_where_an_slo_needs_them_and_a_limit_off_their_bounds_is_told_once(
+    caplog, monkeypatch
+) -> None:
+    monkeypatch.setattr(runtime_engines, "LATENCIES_SECONDS", 0.0)
+    pages_told = iter([5, 666, 7])
+
+    async def page(_request: web.Request) -> web.Response:
+        return web.Response(text=f"tiny {next(pages_told, 8)}")
+
+    slos = (Slo("chat", ttft=300.0), Slo("on", ttft=500.0))
+    with caplog.at_level(logging.WARNING):
+        async with polled(page, collector=HistogramCollector(), slos=slos) as engines:
+            await engines.until(lambda: len(engines.samples()) >= 5)
+    counts = [[h.counts[-1] for h in sample.latencies.values()] for sample in engines.samples()[:4]]
+    assert counts == [[5], [], [7], [8]], "a page with unreadable histograms is metered all the same"
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "SLO chat: ttft = 300 ms is none of the engine's bucket bounds (nearest: 250 and 500)" in said[0]
+    assert "cannot be read: no histogram" in said[1]
+
+
+async def test_histograms_are_not_read_at_every_look() -> None:
+    async def page(_request: web.Request) -> web.Response:
+        return web.Response(text="tiny 5")
+
+    async with polled(page, collector=HistogramCollector(), slos=(Slo("on", ttft=500.0),)) as engines:
+        await engines.until(lambda: len(engines.samples()) >= 3)
+    assert [bool(sample.latencies) for sample in engines.samples()[:3]] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("collector", "slos"), [(LineCollector(), (Slo("chat", ttft=300.0),)), (HistogramCollector(), ())]
+)
+async def test_without_an_slo_or_histograms_none_are_read(collector, slos) -> None:
+    async def page(_request: web.Request) -> web.Response:
+        return web.Response(text="tiny 5")
+
+    async with polled(page, collector=collector, slos=slos) as engines:
+        await engines.until(engines.samples)
+    assert engines.samples()[0].latencies == {}
 
 
 async def test_version_is_asked_again_after_a_restart() -> None:
@@ -243,3 +309,29 @@ async def test_page_is_asked_for_uncompressed() -> None:
     async with polled(page) as engines:
         await engines.until(engines.samples)
     assert encodings[0] == "identity"
+
+
+def config_of(folder: Path, layers: int) -> None:
+    folder.mkdir()
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "vocab_size": 100}
+    (folder / "config.json").write_text(json.dumps({**sizes, "num_hidden_layers": layers}))
+
+
+async def test_sizes_follow_the_model_and_never_what_was_configured(tmp_path: Path) -> None:
+    config_of(tmp_path / "a", 3)
+    config_of(tmp_path / "b", 5)
+    models = iter([tmp_path / "a"] * 2)
+
+    async def page(_request: web.Request) -> web.Response:
+        return web.Response(text=f"{next(models, tmp_path / 'b')} 1")
+
+    application = web.Application()
+    application.router.add_get("/metrics", page)
+    async with TestServer(application) as server:
+        engine = Engine(name="line-1", url=str(server.make_url("")), kv_bytes_per_token=7.0)
+        async with polled(page, engine=engine) as engines:
+            await engines.until(lambda: any(isinstance(item, Engine) and item.layers == 5 for item in engines.fed))
+    told = [item for item in engines.fed if isinstance(item, Engine)]
+    assert [item.layers for item in told if item.model] == [3, 5]
+    assert {item.kv_bytes_per_token for item in told} == {7.0}
+    assert told[-1].sizes_from == "config_file"

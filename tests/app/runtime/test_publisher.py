@@ -14,7 +14,7 @@ from jouled.model.device import Quality
 from jouled.model.receipt import Receipt
 from jouled.model.requests import Outcome
 from jouled.model.snapshot import Snapshot
-from jouled.outputs.store import Published, ReceiptQuery, Store, StoreError
+from jouled.outputs.store import NO_PROGRESS, Progress, Published, ReceiptQuery, Store, StoreError
 
 
 def commit(value: int) -> Commit:
@@ -85,12 +85,14 @@ class BrokenStore(Store):
     failures = 0
     committed: list[str]
 
-    async def commit(self, books: bytes, receipts: Sequence[Receipt], wall_ns: int) -> int:
+    async def commit(
+        self, books: bytes, receipts: Sequence[Receipt], wall_ns: int, progress: Progress = NO_PROGRESS
+    ) -> int:
         if self.failures:
             self.failures -= 1
             raise StoreError("disk full")
         self.committed = [each.id for each in receipts]
-        return await super().commit(books, receipts, wall_ns)
+        return await super().commit(books, receipts, wall_ns, progress)
 
 
 async def test_what_is_not_committed_is_not_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

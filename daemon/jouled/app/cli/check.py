@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from msgspec import Struct
 
 from jouled.api import EngineCollector
+from jouled.app.cli.check_priors import prior_notes
 from jouled.app.cli.console import config_argument, loaded, say, seconds, tell
 from jouled.app.config.faults import nearest
 from jouled.app.config.types import Config, EngineConfig
 from jouled.app.runtime.discovery import discover_engines
 from jouled.app.runtime.plugins import Plugins, load_plugins
 from jouled.app.runtime.probe import TIMEOUT_SECONDS, Probe, probe_all
+from jouled.core.accounting.attainment import off_bounds
 from jouled.model.errors import SourceError, SourceState
+from jouled.model.parameters import Slo
 from jouled.model.units import joules
 
 NAME = "check"
@@ -31,13 +34,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class EngineLook(Struct, frozen=True, kw_only=True):
-    """What one look at an engine found. `missing`: what its page does not tell."""
+    """What one look at an engine found. `missing`: what its page does not tell; `notes`: on its sizes and its SLOs."""
 
     name: str
     url: str
     works: bool
     message: str
     missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -48,7 +52,7 @@ def execute(arguments: argparse.Namespace) -> int:
         tell(f"jouled: {refused}")
     probes = _power(config, plugins, str(arguments.config or "configuration"), arguments.timeout)
     found = discover_engines(plugins.engines) if not config.engines else None
-    engines = asyncio.run(_look_at(found.engines if found else config.engines, plugins.engines))
+    engines = asyncio.run(_look_at(found.engines if found else config.engines, plugins.engines, config.slo))
     notes = found.notes if found else ()
     for line in [*_power_lines(probes), "", *_engine_lines(engines), *(f"  note   {note}" for note in notes)]:
         say(line)
@@ -60,28 +64,43 @@ def _power(config: Config, plugins: Plugins, origin: str, timeout_seconds: float
     return probe_all(plugins.power, settings, timeout_seconds)
 
 
-async def _look_at(engines: Sequence[EngineConfig], collectors: Mapping[str, EngineCollector]) -> list[EngineLook]:
-    return await asyncio.gather(*(_look(engine, collectors) for engine in engines))
+async def _look_at(
+    engines: Sequence[EngineConfig], collectors: Mapping[str, EngineCollector], slos: Sequence[Slo]
+) -> list[EngineLook]:
+    return await asyncio.gather(*(_look(engine, collectors, slos) for engine in engines))
 
 
-async def _look(engine: EngineConfig, collectors: Mapping[str, EngineCollector]) -> EngineLook:
+async def _look(engine: EngineConfig, collectors: Mapping[str, EngineCollector], slos: Sequence[Slo]) -> EngineLook:
     from jouled.app.runtime.pages import fetch, open_session
 
-    def told(message: str, *, works: bool = False, missing: tuple[str, ...] = ()) -> EngineLook:
-        return EngineLook(name=engine.name, url=engine.url, works=works, message=message, missing=missing)
+    def told(
+        message: str, *, works: bool = False, missing: tuple[str, ...] = (), notes: tuple[str, ...] = ()
+    ) -> EngineLook:
+        return EngineLook(name=engine.name, url=engine.url, works=works, message=message, missing=missing, notes=notes)
 
     if not engine.url:
-        return told("no page to read, request events only", works=True)
+        return told("no page to read, request events only", works=True, notes=await prior_notes(engine, ""))
     collector = collectors.get(engine.type)
     if collector is None:
         return told(f"no engine collector is called `{engine.type}`. {nearest(engine.type, collectors)}")
     try:
         async with open_session() as session:
-            page = collector.page(await fetch(session, engine.url.rstrip("/") + collector.page_path))
+            body = await fetch(session, engine.url.rstrip("/") + collector.page_path)
+        page = collector.page(body)
     except (SourceError, ValueError) as error:
         return told(str(error))
     missing = tuple(name for name in page.__struct_fields__ if getattr(page, name) in {None, ""})
-    return told(engine.model or page.model or "model not told", works=True, missing=missing)
+    notes = (*await prior_notes(engine, page.model), *_on_slos(collector, body, slos))
+    return told(engine.model or page.model or "model not told", works=True, missing=missing, notes=notes)
+
+
+def _on_slos(collector: EngineCollector, body: bytes, slos: Sequence[Slo]) -> tuple[str, ...]:
+    from jouled.app.runtime.engines import read_latencies, wanted_latencies
+
+    try:
+        return tuple(off_bounds(slos, read_latencies(collector, body, wanted_latencies(slos))))
+    except ValueError as error:
+        return (f"its histograms of latencies cannot be read: {error}",)
 
 
 def _all_good(probes: Sequence[Probe], engines: Sequence[EngineLook], *, configured: bool) -> bool:
@@ -119,3 +138,5 @@ def _engine_lines(engines: Sequence[EngineLook]) -> Iterator[str]:
         yield f"  {engine.name:<20} {'ok' if engine.works else 'down':<5} {engine.url:<28} {engine.message}"
         if engine.missing:
             yield f"  {'':<20} {'':<5} its page does not tell: {', '.join(engine.missing)}"
+        for note in engine.notes:
+            yield f"  {'':<20} {'':<5} {note}"

@@ -10,7 +10,15 @@ from jouled.app.config.urls import http_url, listen_address, port_of
 from jouled.model.parameters import Limits, Price, Slo, Tier
 
 ROLES = ("unified", "prefill", "decode")
-SIZES = ("parameters", "active_parameters", "layers", "hidden_size", "weight_bytes", "kv_bytes_per_token")
+SIZES = (
+    "parameters",
+    "active_parameters",
+    "layers",
+    "hidden_size",
+    "attention_width",
+    "weight_bytes",
+    "kv_bytes_per_token",
+)
 
 
 def check(config: Config) -> None:

@@ -43,7 +43,9 @@ class Node(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An inference engine on this node. Without any, the engines are discovered.
 
-    Sizes sharpen the split of energy between requests; leave out what is not known.
+    Sizes sharpen the split of energy between requests; leave out what is not known. What is left out is taken from the
+    model's `config.json` where `model` is a folder on this host or lies in the Hugging Face cache and can be read, else
+    from a table of known models, else from the sizes in the model's name. `jouled check` says which.
     """
 
     name: Annotated[str, Meta(description="Stable name in every label. Empty: `TYPE-PORT`.")] = ""
@@ -61,6 +63,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     active_parameters: Annotated[float | None, Meta(description="Parameters used for each token.")] = None
     layers: Annotated[int | None, Meta(description="Layers of the model.")] = None
     hidden_size: Annotated[int | None, Meta(description="Width of the model.")] = None
+    attention_width: Annotated[
+        float | None, Meta(description="Attention heads times head size, where that is not the width of the model.")
+    ] = None
     weight_bytes: Annotated[float | None, Meta(description="Bytes of all resident weights.")] = None
     kv_bytes_per_token: Annotated[float | None, Meta(description="Bytes of KV cache per token.")] = None
     interval_seconds: Annotated[float, Meta(description="Time between two reads of its page.")] = 5.0
@@ -81,6 +86,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             active_parameters=self.active_parameters,
             layers=self.layers,
             hidden_size=self.hidden_size,
+            attention_width=self.attention_width,
             weight_bytes=self.weight_bytes,
             kv_bytes_per_token=self.kv_bytes_per_token,
         )

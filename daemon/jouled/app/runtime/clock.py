@@ -2,9 +2,18 @@
 
 import time
 
+from msgspec import Struct
+
+
+class ClockState(Struct, frozen=True):
+    """The clock of a commit: the kernel's name of the boot, and core time minus boot time."""
+
+    boot_id: str
+    offset_ns: int
+
 
 class BootClock:
-    """Core time: boot time (which runs on in suspend and never steps) plus an offset fixed at the daemon's start."""
+    """Core time: boot time (which runs on in suspend and never steps) plus an offset that outlives restarts."""
 
     def __init__(self, offset_ns: int) -> None:
         self.offset_ns = offset_ns

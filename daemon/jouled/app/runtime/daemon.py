@@ -19,7 +19,8 @@ import jouled
 from jouled.app.config import Config, Paths, RunOptions, paths
 from jouled.app.runtime import log
 from jouled.app.runtime.batch import Batch
-from jouled.app.runtime.clock import BootClock
+from jouled.app.runtime.clock import BootClock, ClockState
+from jouled.app.runtime.continuity import Continuity, boot_id, take_up
 from jouled.app.runtime.coverage import CoverageWatch
 from jouled.app.runtime.ingest import Ingest
 from jouled.app.runtime.last_minutes import LastMinutes, QuarantineRecorder
@@ -30,7 +31,7 @@ from jouled.app.runtime.plugins import Plugins, check_types, load_plugins
 from jouled.app.runtime.power import PowerSources
 from jouled.app.runtime.publisher import Commit, Publisher, restore
 from jouled.app.runtime.recording import Writer
-from jouled.core.pipeline import Pipeline
+from jouled.core.journal import Journal
 from jouled.model.errors import ConfigurationError, JouledError, SourceState
 from jouled.model.receipt import Receipt
 from jouled.model.snapshot import Snapshot
@@ -129,17 +130,21 @@ class Daemon:
         self._news = asyncio.Event()
         self._where = _directories(options, config)
         node = config.node.name or socket.gethostname()
-        clock = BootClock.equal_to_wall_now()
-        recorder = _recorder(options, node, clock)
         self._store = Store(self._where.state)
         published = Published(self._where.runtime / "published")
         restored = restore(self._store, published)
         own = restored.own if restored else OwnCounts.empty()
-        pipeline = Pipeline(replace(config.parameters(), node=node), restored.books if restored else None)
+        taken = take_up(self._store, restored, replace(config.parameters(), node=node))
+        if taken.result:
+            own.restarts[taken.result] = own.restarts.get(taken.result, 0) + 1
+        clock, journal = taken.clock, Journal()
+        recorder = _recorder(options, node, clock)
         last_minutes = LastMinutes(node=node, started_ns=clock.now_ns(), boot_offset_ns=clock.offset_ns)
         self._quarantine = QuarantineRecorder(last_minutes, self._where.state)
-        self._metering = Metering(pipeline, clock, own, self._fail, recorder, last_minutes)
+        self._metering = Metering(taken.pipeline, clock, own, self._fail, recorder, last_minutes, journal)
+        self._continuity = Continuity(taken.pipeline, journal)
         self._publisher = Publisher(self._store, published, own)
+        self._clock_state = ClockState(boot_id(), clock.offset_ns)
         self._coverage = CoverageWatch()
 
     async def run(self, seconds: float | None, on_stop: Callable[[], None]) -> int:
@@ -150,6 +155,7 @@ class Daemon:
             await self._commit_the_rest()
         finally:
             self._metering.close()
+            self._note_failure()
             self._store.close()
         if isinstance(self._failure, JouledError):
             raise self._failure
@@ -184,7 +190,7 @@ class Daemon:
 
         metering = self._metering
         session = await stack.enter_async_context(open_session())
-        engines = EnginePollers(self._plugins.engines, metering.clock, metering.feed, session)
+        engines = EnginePollers(self._plugins.engines, metering.clock, metering.feed, session, self._config.slo)
         stack.callback(engines.stop)
         forward_url = self._config.requests.otlp.forward
         forwarder = Forwarder(forward_url, metering.own.forwarded) if forward_url else None
@@ -230,6 +236,7 @@ class Daemon:
         if self._failure is not None:
             return
         self._advance()
+        self._continuity.whole_next()
         await self._publish()
         if self._publisher.waiting:
             _log.error("%d receipts are lost: %s", self._publisher.waiting, self._publisher.trouble)
@@ -271,12 +278,16 @@ class Daemon:
     async def _publish(self) -> None:
         """Books and snapshot are of one moment: nothing is fed between them."""
         metering = self._metering
+        if metering.has_failed:
+            return
         snapshot = metering.own.added_to(metering.pipeline.snapshot(metering.clock.now_ns()))
-        commit = Commit(books=metering.pipeline.books(), own=metering.own)
+        commit = Commit(books=metering.pipeline.books(), own=metering.own, clock=self._clock_state)
+        progress = self._continuity.progress()
         self._coverage.look(snapshot)
         if self._serves:
             snapshot = await self._quarantine.look(snapshot)
-        await self._publisher.publish(commit, snapshot)
+        if not await self._publisher.publish(commit, snapshot, progress):
+            self._continuity.lost()
 
     def _still_unproven(self, unproven: set[str], until: float) -> set[str]:
         """The required sources that have yet to work. One that does not work ends the daemon."""
@@ -318,6 +329,15 @@ class Daemon:
             if not isinstance(error, JouledError):
                 _log.critical("the books cannot be trusted any more, jouled ends", exc_info=error)
             self._stop.set()
+
+    def _note_failure(self) -> None:
+        """Two such ends within ten minutes, and the next start does not go on from the state."""
+        if self._failure is None or isinstance(self._failure, JouledError):
+            return
+        try:
+            self._store.note_failure(time.time_ns())
+        except StoreError as error:
+            _log.error("%s", error)
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -11,7 +11,9 @@ from jouled.api import Clock, EngineCollector
 from jouled.app.config import EngineConfig
 from jouled.app.runtime.discovery import discover_engines
 from jouled.app.runtime.engines import EnginePoller, Feed
+from jouled.app.runtime.model_files import find_file_sizes
 from jouled.model.engine import Engine
+from jouled.model.parameters import Slo
 
 LOOK_SECONDS = 30.0
 """Between two looks for engines that have started since."""
@@ -23,12 +25,18 @@ class EnginePollers:
     """Feeds every engine to the core and polls those that have a page."""
 
     def __init__(
-        self, collectors: Mapping[str, EngineCollector], clock: Clock, feed: Feed, session: aiohttp.ClientSession
+        self,
+        collectors: Mapping[str, EngineCollector],
+        clock: Clock,
+        feed: Feed,
+        session: aiohttp.ClientSession,
+        slos: Sequence[Slo] = (),
     ) -> None:
         self._collectors = collectors
         self._clock = clock
         self._feed = feed
         self._session = session
+        self._slos = slos
         self._pollers: dict[str, EnginePoller] = {}
         self._unpolled: dict[str, Engine] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -58,12 +66,25 @@ class EnginePollers:
         self._feed(engine)
         if collector is None or not engine.url:
             self._unpolled[engine.name] = engine
+            self._tasks.append(group.create_task(self._look_for_sizes(engine), name=f"sizes {engine.name}"))
             return
         poller = EnginePoller(
-            collector, engine, self._clock, self._feed, self._session, interval_seconds=config.interval_seconds
+            collector,
+            engine,
+            self._clock,
+            self._feed,
+            self._session,
+            slos=self._slos,
+            interval_seconds=config.interval_seconds,
         )
         self._pollers[engine.name] = poller
         self._tasks.append(group.create_task(poller.run(), name=f"engine {engine.name}"))
+
+    async def _look_for_sizes(self, engine: Engine) -> None:
+        sized = await find_file_sizes(engine)
+        if sized != engine:
+            self._unpolled[engine.name] = sized
+            self._feed(sized)
 
     async def _discover(self, group: asyncio.TaskGroup) -> None:
         while True:

@@ -2,20 +2,27 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import aiohttp
 from msgspec.structs import replace
 
-from jouled.api import Clock, EngineCollector, EnginePage
+from jouled.api import Clock, EngineCollector, EnginePage, LatencyCollector
 from jouled.app.runtime.backoff import Backoff
+from jouled.app.runtime.cpu_time import cpu_seconds
+from jouled.app.runtime.model_files import find_file_sizes
 from jouled.app.runtime.pages import fetch
-from jouled.model.engine import Engine, EngineSample
+from jouled.core.accounting.attainment import off_bounds
+from jouled.model.engine import Engine, EngineSample, Latency, LatencyHistogram
 from jouled.model.errors import SourceError, SourceState
+from jouled.model.parameters import Slo
 from jouled.model.readings import SourceReport
 from jouled.model.units import nanoseconds, seconds
 
 Feed = Callable[[Engine | EngineSample | SourceReport], object]
+
+LATENCIES_SECONDS = 15.0
+"""Between two readings of an engine's histograms: they serve windows of minutes and cost what all else there does."""
 
 _log = logging.getLogger(__name__)
 
@@ -31,9 +38,14 @@ class EnginePoller:
         feed: Feed,
         session: aiohttp.ClientSession,
         *,
+        slos: Sequence[Slo] = (),
         interval_seconds: float = 5.0,
     ) -> None:
         self.engine = engine
+        self._slos = slos
+        self._wanted = wanted_latencies(slos)
+        self._latencies_due_ns = 0
+        self._said: set[str] = set()
         self._collector = collector
         self._clock = clock
         self._feed = feed
@@ -42,7 +54,8 @@ class EnginePoller:
         self._interval_ns = nanoseconds(interval_seconds)
         self._backoff = Backoff(interval_seconds, max(30.0, interval_seconds))
         self._asks_version = not engine.version
-        self._model_is_given = bool(engine.model)
+        self._configured = engine
+        self._sized_for: tuple[str, int | None] | None = None
         self._version_is_due = True
         self._works = False
         self._last: EnginePage | None = None
@@ -70,13 +83,16 @@ class EnginePoller:
         begun_ns = self._clock.now_ns()
         body = await fetch(self._session, self._address + self._collector.page_path)
         read_ns = (begun_ns + self._clock.now_ns()) // 2
+        pid = self.engine.pid
+        used = None if pid is None else await asyncio.to_thread(cpu_seconds, pid)
         page = self._page(body)
         if self._version_is_due or _restarted(self._last, page):
             self._version_is_due = False
             await self._learn_version()
         self._last = page
-        self._learn(model=page.model if page.model and not self._model_is_given else self.engine.model)
-        self._feed(_sample(self.engine.name, read_ns, page))
+        await self._learn_model(page.model)
+        sample = _sample(self.engine.name, read_ns, page, self._latencies(body, read_ns))
+        self._feed(replace(sample, cpu_seconds=used))
         if not self._works:
             self._works = True
             self._feed(SourceReport(source=self.engine.name, state=SourceState.OK, t_ns=self._clock.now_ns()))
@@ -90,6 +106,26 @@ class EnginePoller:
             _log.exception("the collector of engine %s failed unexpectedly", self.engine.name)
             raise SourceError(SourceState.DOWN, "crash", f"{type(error).__name__}: {error}") from error
 
+    def _latencies(self, body: bytes, read_ns: int) -> Mapping[Latency, LatencyHistogram]:
+        """The histograms that SLOs need, if it is time; a page without readable ones is metered all the same."""
+        if read_ns < self._latencies_due_ns:
+            return {}
+        self._latencies_due_ns = read_ns + nanoseconds(LATENCIES_SECONDS)
+        try:
+            read = read_latencies(self._collector, body, self._wanted)
+        except Exception as error:  # noqa: BLE001 - as with the version: a plug-in's bug stops no metering
+            self._say_once(f"its histograms of latencies cannot be read: {error}")
+            return {}
+        if read:
+            for sentence in off_bounds(self._slos, read):
+                self._say_once(sentence)
+        return read
+
+    def _say_once(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            _log.warning("engine %s: %s", self.engine.name, sentence)
+
     async def _learn_version(self) -> None:
         """Ask for the version; an engine that does not tell is metered all the same."""
         if not (self._asks_version and self._collector.version_path):
@@ -100,8 +136,21 @@ class EnginePoller:
         except Exception as error:  # noqa: BLE001 - a plug-in's bug in reading a version stops no metering
             _log.info("engine %s does not tell its version: %s", self.engine.name, error)
 
+    async def _learn_model(self, told: str) -> None:
+        """Take the model that the page tells where none was configured, and look for its sizes on the disk."""
+        model = self._configured.model or told or self.engine.model
+        if (model, self.engine.pid) == self._sized_for:
+            return
+        self._sized_for = (model, self.engine.pid)
+        # Sizes of an earlier model must not stay: begin with what was configured.
+        bare = replace(self._configured, model=model, pid=self.engine.pid, version=self.engine.version)
+        sized = await find_file_sizes(bare)
+        self._take(replace(sized, pid=self.engine.pid, version=self.engine.version))
+
     def _learn(self, **news: str) -> None:
-        engine = replace(self.engine, **news)
+        self._take(replace(self.engine, **news))
+
+    def _take(self, engine: Engine) -> None:
         if engine != self.engine:
             self.engine = engine
             self._feed(engine)
@@ -129,7 +178,21 @@ def _restarted(before: EnginePage | None, now: EnginePage) -> bool:
     return any(old is not None and new is not None and new < old for old, new in pairs)
 
 
-def _sample(engine: str, t_ns: int, page: EnginePage) -> EngineSample:
+def wanted_latencies(slos: Sequence[Slo]) -> frozenset[Latency]:
+    """The latencies that at least one SLO limits."""
+    return frozenset(name for slo in slos for name in slo.limits)
+
+
+def read_latencies(
+    collector: EngineCollector, body: bytes, wanted: frozenset[Latency]
+) -> Mapping[Latency, LatencyHistogram]:
+    """These histograms of a page, as far as it has them. Raises `ValueError` where one cannot be read."""
+    if not wanted or not isinstance(collector, LatencyCollector):
+        return {}
+    return collector.latencies(body, wanted)
+
+
+def _sample(engine: str, t_ns: int, page: EnginePage, latencies: Mapping[Latency, LatencyHistogram]) -> EngineSample:
     return EngineSample(
         engine=engine,
         t_ns=t_ns,
@@ -140,4 +203,5 @@ def _sample(engine: str, t_ns: int, page: EnginePage) -> EngineSample:
         generation_tokens=page.generation_tokens,
         requests_running=page.requests_running,
         requests_waiting=page.requests_waiting,
+        latencies=latencies,
     )

@@ -65,9 +65,9 @@ class Grader:
         self._last: _Moment | None = None
 
     def take_receipts(self, receipts: Iterable[Receipt]) -> None:
-        """See receipts; provisional ones do not count."""
+        """See receipts; provisional ones do not count, nor those that lack what was used while the daemon was away."""
         for receipt in receipts:
-            if not receipt.provisional:
+            if not receipt.provisional and "interrupted" not in receipt.validity:
                 self._booked_joules[receipt.id] = receipt.joules
                 self._match(receipt.id)
         _forget_oldest(self._booked_joules)

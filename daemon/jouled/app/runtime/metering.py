@@ -13,6 +13,7 @@ from jouled.app.runtime.recording import Writer
 from jouled.app.runtime.recording_files import RecordingError
 from jouled.app.runtime.sources import Sources
 from jouled.app.runtime.wall_clock import WallClock
+from jouled.core.journal import Journal
 from jouled.core.pipeline import Input, Pipeline
 from jouled.model.readings import ClockStep, SourceReport
 from jouled.model.receipt import Receipt
@@ -41,6 +42,7 @@ class Metering:
         on_failure: Callable[[Exception], None],
         recorder: Writer | None = None,
         last_minutes: LastMinutes | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.clock = clock
@@ -50,7 +52,12 @@ class Metering:
         self._on_failure = on_failure
         self._recorder = recorder
         self._last_minutes = last_minutes
+        self._journal = Journal() if journal is None else journal
         self.has_failed = False
+        for core_ns, wall_minus_core_ns in pipeline.clock_steps:
+            self.wall.step(core_ns, wall_minus_core_ns)
+        if self.wall.wall_minus_core_ns:
+            self._record(ClockStep(clock.now_ns(), self.wall.wall_minus_core_ns))
 
     def feed(self, item: Input) -> str:
         """Feed the core; returns why it refused the item, the empty string if it took it."""
@@ -60,10 +67,12 @@ class Metering:
         if isinstance(item, SourceReport):
             self.sources.report(item)
         try:
-            return self.pipeline.feed(item)
+            reason = self.pipeline.feed(item)
         except Exception as error:  # noqa: BLE001 - the core never raises on bad input: its books are not to be trusted
             self._fail(error)
             return FAILED
+        self._journal.fed(item, reason)
+        return reason
 
     def take_batch(self, batch: Batch) -> None:
         """Take what a sampler said."""
@@ -88,6 +97,8 @@ class Metering:
             self.pipeline.feed_readings(readings)
         except Exception as error:  # noqa: BLE001 - as above
             self._fail(error)
+            return
+        self._journal.fed_readings(readings)
 
     def advance(self) -> list[Receipt]:
         """Let time pass; returns the receipts that are final now."""
@@ -101,10 +112,12 @@ class Metering:
         if self.has_failed:
             return []
         try:
-            return self.pipeline.advance(now_ns)
+            receipts = self.pipeline.advance(now_ns)
         except Exception as error:  # noqa: BLE001 - as above
             self._fail(error)
             return []
+        self._journal.advanced(now_ns)
+        return receipts
 
     def _fail(self, error: Exception) -> None:
         self.has_failed = True

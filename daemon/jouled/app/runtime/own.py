@@ -51,6 +51,7 @@ class OwnCounts(Struct, kw_only=True):
     forwarded: dict[str, int] = {}
     receipts_dropped: dict[str, int] = {}
     receipts_removed: dict[str, int] = {}
+    restarts: dict[str, int] = {}
 
     @classmethod
     def empty(cls) -> "OwnCounts":
@@ -75,6 +76,7 @@ class OwnCounts(Struct, kw_only=True):
             ("forwarded_bodies_total", self.forwarded),
             ("receipts_dropped_total", self.receipts_dropped),
             ("receipts_removed_total", self.receipts_removed),
+            ("restarts_total", self.restarts),
         ):
             if counts:
                 counters[name] = {(label,): count for label, count in counts.items()}

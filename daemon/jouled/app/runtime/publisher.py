@@ -11,12 +11,13 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from jouled.app.runtime.clock import ClockState
 from jouled.app.runtime.own import OwnCounts
 from jouled.core.books import Books
 from jouled.model.errors import JouledError
 from jouled.model.receipt import Receipt
 from jouled.model.snapshot import Snapshot
-from jouled.outputs.store import Committed, Published, Store, StoreError, may_continue
+from jouled.outputs.store import NO_PROGRESS, Committed, Progress, Published, Store, StoreError, may_continue
 
 MOST_WAITING_RECEIPTS = 20_000
 """Final receipts held while the store cannot be written, about 20 MB; older ones are dropped and counted."""
@@ -27,10 +28,11 @@ _log = logging.getLogger(__name__)
 
 
 class Commit(Struct, kw_only=True):
-    """The bytes of one commit: the core's books and the daemon's own counts."""
+    """The bytes of one commit: the core's books, the daemon's own counts, and by which clock the core went."""
 
     books: Books
     own: OwnCounts
+    clock: ClockState | None = None
 
 
 def restore(store: Store, published: Published) -> Commit | None:
@@ -80,27 +82,31 @@ class Publisher:
         """Receipts that no commit has yet."""
         return len(self._waiting)
 
-    async def publish(self, commit: Commit, snapshot: Snapshot) -> None:
-        """Commit these books with the receipts held so far, then show the snapshot of the same moment."""
+    async def publish(self, commit: Commit, snapshot: Snapshot, progress: Progress = NO_PROGRESS) -> bool:
+        """Commit these books with the receipts held so far, then show the snapshot of the same moment.
+
+        Returns whether the store has them.
+        """
         receipts, self._waiting = self._waiting, []
         wall_ns = snapshot.t_ns + snapshot.wall_minus_core_ns
         try:
-            sequence = await self._store.commit(self._encoder.encode(commit), receipts, wall_ns)
+            sequence = await self._store.commit(self._encoder.encode(commit), receipts, wall_ns, progress)
         except StoreError as error:
             self._waiting[:0] = receipts
             self._complain(error)
-            return
+            return False
         self._count_removed()
         try:
             self._published.write(sequence)
         except OSError as error:
             self._complain(error)
-            return
+            return True
         if self.trouble:
             lost = self._own.receipts_dropped.get(_STORE_FAILS, 0)
             _log.warning("books are committed again; receipts lost for want of a store so far: %d", lost)
             self.trouble = ""
         self.snapshot = replace(snapshot, sequence=sequence)
+        return True
 
     def _count_removed(self) -> None:
         """Take over what retention has removed; it is committed and shown with the next books."""

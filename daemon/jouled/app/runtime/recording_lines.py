@@ -8,7 +8,7 @@ from msgspec import Meta, Raw, Struct
 
 from jouled.app.runtime.wall_clock import WallClock
 from jouled.model.device import Device, DeviceKind, Quality
-from jouled.model.engine import CounterSemantics, Engine, EngineSample
+from jouled.model.engine import CounterSemantics, Engine, EngineSample, Latency, LatencyHistogram
 from jouled.model.errors import SourceState
 from jouled.model.readings import EnergyReading, PowerReading, SourceReport
 from jouled.model.requests import Outcome, RequestEvent, RequestStart
@@ -18,6 +18,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 Text = Annotated[str, Meta(max_length=1024)]
 Nanoseconds = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+CpuSeconds = Annotated[float, Meta(ge=0.0, le=1e12)]
 
 _MOST_JOULES = Decimal(10**15)  # 31 years of a gigawatt; keeps a number like 1e999999999 from becoming an integer
 _ABSENT = Raw(b"")
@@ -108,8 +109,10 @@ class EngineLine(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="eng
     active_parameters: float | None = None
     layers: Count | None = None
     hidden_size: Count | None = None
+    attention_width: float | None = None
     weight_bytes: float | None = None
     kv_bytes_per_token: float | None = None
+    sizes_from: Text | None = None
     counter_semantics: CounterSemantics | None = None
     engine_type: Text | None = None
     parallelism: Text | None = None
@@ -131,8 +134,10 @@ class EngineLine(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="eng
             active_parameters=self.active_parameters,
             layers=self.layers,
             hidden_size=self.hidden_size,
+            attention_width=self.attention_width,
             weight_bytes=self.weight_bytes,
             kv_bytes_per_token=self.kv_bytes_per_token,
+            sizes_from=self.sizes_from or "",
             counter_semantics=self.counter_semantics or CounterSemantics(),
         )
 
@@ -151,8 +156,10 @@ class EngineLine(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="eng
             active_parameters=engine.active_parameters,
             layers=engine.layers,
             hidden_size=engine.hidden_size,
+            attention_width=engine.attention_width,
             weight_bytes=engine.weight_bytes,
             kv_bytes_per_token=engine.kv_bytes_per_token,
+            sizes_from=engine.sizes_from or None,
             counter_semantics=None if semantics == CounterSemantics() else semantics,
             engine_type=engine.type or None,
             parallelism=engine.parallelism or None,
@@ -223,6 +230,8 @@ class CountersLine(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
     generation_tokens: Count | None = None
     requests_running: Count | None = None
     requests_waiting: Count | None = None
+    cpu_seconds: CpuSeconds | None = None
+    latencies: dict[Latency, LatencyHistogram] | None = None
 
     def item(self, clock: WallClock) -> EngineSample:
         """As the core takes it."""
@@ -236,6 +245,8 @@ class CountersLine(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
             generation_tokens=self.generation_tokens,
             requests_running=self.requests_running,
             requests_waiting=self.requests_waiting,
+            cpu_seconds=self.cpu_seconds,
+            latencies=self.latencies or {},
         )
 
     @classmethod
@@ -251,6 +262,8 @@ class CountersLine(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
             generation_tokens=sample.generation_tokens,
             requests_running=sample.requests_running,
             requests_waiting=sample.requests_waiting,
+            cpu_seconds=sample.cpu_seconds,
+            latencies=dict(sample.latencies) or None,
         )
 
 

@@ -2,15 +2,17 @@
 
 from collections import deque
 
-from jouled.core.accounting.cost import co2e_grams, energy_cost, facility_factor
+from jouled.core.accounting.components import Components
+from jouled.core.accounting.cost import co2e_grams, energy_cost
 from jouled.core.accounting.counters import BoundedLabel, CounterTable, HistogramBook
+from jouled.core.accounting.deadlines import tokens_in_time
 from jouled.core.accounting.verdicts import verdict_of
 from jouled.model.device import Quality
 from jouled.model.parameters import Parameters
 from jouled.model.receipt import Receipt
 from jouled.model.requests import RequestEvent
 from jouled.model.snapshot import Owner
-from jouled.model.units import joules, microjoules
+from jouled.model.units import joules
 
 RECENT_RECEIPTS = 100
 UNMETERED = "before_start"
@@ -41,8 +43,10 @@ class Account:
         """Energy has found its owner."""
         model = self.model(model)
         self.counters.add("energy_joules_total", (engine, model, owner.value, owners_quality(quality)), energy_uj)
-        if quality is Quality.ESTIMATED:
-            return
+        if quality is not Quality.ESTIMATED:
+            self._book_cost(model, energy_uj)
+
+    def _book_cost(self, model: str, energy_uj: int) -> None:
         price = self.parameters.price
         cost = energy_cost(price, joules(energy_uj))
         if cost is not None:
@@ -59,22 +63,28 @@ class Account:
             amount = hours_of_node * price.hardware_price_per_hour
             self.counters.add("hardware_cost_total", (price.currency, self.model(model)), amount)
 
-    def book_request(self, event: RequestEvent, receipt: Receipt, energy_uj: int) -> None:
-        """A request is final."""
-        engine, model = receipt.engine, self.model(receipt.model)
+    def book_request(self, event: RequestEvent, receipt: Receipt, components: Components) -> None:
+        """A request is final. Its compute energy has been booked before; the other components are now."""
+        engine, model, energy_uj = receipt.engine, self.model(receipt.model), components.compute_uj
         add = self.counters.add
         cached = min(event.cached_prompt_tokens or 0, event.prompt_tokens)
         add("requests_total", (engine, model, event.outcome.value), 1)
         add("request_tokens_total", (engine, model, "prompt_computed"), event.prompt_tokens - cached)
         add("request_tokens_total", (engine, model, "prompt_cached"), cached)
         add("request_tokens_total", (engine, model, "generation"), event.generation_tokens)
-        self._book_components(engine, model, energy_uj)
+        for component, microjoules in components.named().items():
+            add("attributed_energy_joules_total", (engine, model, component), microjoules)
+        if components.node_uj > energy_uj:
+            self._book_cost(model, components.node_uj - energy_uj)
         metered = receipt.quality is not Quality.ESTIMATED and UNMETERED not in receipt.validity
         for slo in self.parameters.slos:
             labels = (slo.name, engine, model, verdict_of(event.outcome, good=receipt.good[slo.name]).value)
             add("slo_requests_total", labels, 1)
             add("slo_tokens_total", labels, event.generation_tokens)
             add("slo_energy_joules_total", labels, energy_uj)
+            if slo.ttft is not None and slo.tpot is not None:
+                in_time = tokens_in_time(event, slo.ttft, slo.tpot)
+                add("slo_deadline_tokens_total", (slo.name, engine, model), in_time)
             if receipt.good[slo.name] and metered:
                 self.good_tokens[slo.name] += event.generation_tokens
         if receipt.tier:
@@ -87,12 +97,6 @@ class Account:
         histogram = self.request_energy.setdefault(model, HistogramBook())
         histogram.observe(joules(energy_uj), event.trace_id, receipt.last_token_ns / 1e9)
         self.recent.append(receipt)
-
-    def _book_components(self, engine: str, model: str, energy_uj: int) -> None:
-        self.counters.add("attributed_energy_joules_total", (engine, model, "compute"), energy_uj)
-        if self.parameters.price.pue is not None:
-            surplus = microjoules(joules(energy_uj) * (facility_factor(self.parameters.price) - 1.0))
-            self.counters.add("attributed_energy_joules_total", (engine, model, "facility_surplus"), surplus)
 
 
 def owners_quality(quality: Quality) -> str:

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from jouled.core.accounting.cost import co2e_grams, energy_cost, facility_factor
+from jouled.core.accounting.components import Components, components_of
+from jouled.core.accounting.cost import co2e_grams, energy_cost
 from jouled.core.accounting.verdicts import e2e_seconds, is_good, tier_of, tpot_seconds, ttft_seconds
 from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.group import Final
@@ -12,20 +13,27 @@ from jouled.model.device import Quality
 from jouled.model.parameters import Parameters
 from jouled.model.receipt import Receipt
 from jouled.model.requests import RequestEvent
-from jouled.model.units import joules
+from jouled.model.units import joules, microjoules
 
 
 def final_receipt(
-    final: Final, book: EngineBook, parameters: Parameters, quality: Quality, wall_offset_ns: int
+    final: Final,
+    components: Components,
+    book: EngineBook,
+    parameters: Parameters,
+    quality: Quality,
+    wall_offset_ns: int,
+    *,
+    host_idle_source: str,
 ) -> Receipt:
     """The receipt of a request whose last cell has closed; times become Unix time by `wall_offset_ns`."""
     prefill, decode, resident = joules(final.prefill_uj), joules(final.decode_uj), joules(final.resident_uj)
-    total = joules(final.prefill_uj + final.decode_uj + final.resident_uj)
+    total = joules(components.compute_uj)
     sigma = sigma_joules(
         final.request,
         total,
         book.spent_shares(),
-        architecture=book.betas.source == "configuration",
+        architecture=book.betas.knows_architecture,
         steps_counted=book.census.counts_steps,
         coverage=book.lost.coverage,
     )
@@ -37,11 +45,13 @@ def final_receipt(
         book,
         parameters,
         (total, prefill, decode, resident),
+        components,
         quality,
         wall_offset_ns,
         flags=flags,
         sigma=(sigma, sigma_split_joules(sigma, prefill, decode)),
-        idle_source=final.idle_source,
+        method=method_of(book, final.idle_source)
+        | ({} if components.host_uj is None else {"host_idle_power": host_idle_source}),
     )
 
 
@@ -61,11 +71,12 @@ def provisional_receipt(
         book,
         parameters,
         (total, prefill, decode, resident),
+        components_of(parameters.price, microjoules(total), None, None),
         quality,
         wall_offset_ns,
         flags=["provisional"],
         sigma=(None, None),
-        idle_source="",
+        method=method_of(book, ""),
     )
 
 
@@ -74,12 +85,13 @@ def _receipt(
     book: EngineBook,
     parameters: Parameters,
     amounts: tuple[float, float, float, float],
+    components: Components,
     quality: Quality,
     wall_offset_ns: int,
     *,
     flags: Sequence[str],
     sigma: tuple[float | None, float | None],
-    idle_source: str,
+    method: dict[str, str],
 ) -> Receipt:
     event, price = request.event, parameters.price
     total, prefill, decode, resident = amounts
@@ -101,7 +113,9 @@ def _receipt(
         joules_prefill=prefill,
         joules_decode=decode,
         joules_resident=resident,
-        joules_facility_surplus=None if price.pue is None else round(total * (facility_factor(price) - 1.0), 6),
+        joules_host=_joules(components.host_uj),
+        joules_residual=_joules(components.residual_uj),
+        joules_facility_surplus=_joules(components.facility_surplus_uj),
         quality=quality,
         provisional="provisional" in flags,
         validity=",".join(flag for flag in flags if flag != "provisional") or "ok",
@@ -112,16 +126,20 @@ def _receipt(
         e2e_seconds=e2e_seconds(event),
         good={slo.name: is_good(slo, event) for slo in parameters.slos},
         tier=tier_of(parameters.tiers, event),
-        cost=energy_cost(price, total),
+        cost=energy_cost(price, joules(components.node_uj)),
         currency="" if price.price_per_kwh is None else price.currency,
-        co2e_grams=co2e_grams(price, total),
-        method=method_of(book, idle_source),
+        co2e_grams=co2e_grams(price, joules(components.node_uj)),
+        method=method if price.pue is None else method | {"pue": "configured"},
         trace_id=event.trace_id,
         span_id=event.span_id,
         tenant=event.tenant,
         adapter=event.adapter,
         preemptions=event.preemptions,
     )
+
+
+def _joules(known_uj: int | None) -> float | None:
+    return None if known_uj is None else joules(known_uj)
 
 
 def method_of(book: EngineBook, idle_source: str) -> dict[str, str]:

@@ -1,11 +1,12 @@
 """Service levels: what a request's times were, and whether they were good enough."""
 
+import math
 from collections.abc import Sequence
 from enum import StrEnum
 
 from jouled.model.parameters import Slo, Tier
 from jouled.model.requests import Outcome, RequestEvent
-from jouled.model.units import seconds
+from jouled.model.units import NANOSECONDS_PER_MILLISECOND, seconds
 
 
 class Verdict(StrEnum):
@@ -33,11 +34,24 @@ def e2e_seconds(event: RequestEvent) -> float:
     return seconds(event.last_token_ns - event.arrival_ns)
 
 
+def limit_ns(milliseconds: float) -> int:
+    """A limit in whole nanoseconds, as the times it is held against."""
+    return round(milliseconds * NANOSECONDS_PER_MILLISECOND)
+
+
 def holds(slo: Slo, event: RequestEvent) -> bool:
-    """Whether every limit of `slo` (milliseconds) holds; a request with one token has no TPOT to miss."""
-    tpot = tpot_seconds(event)
-    measured = ((slo.ttft, ttft_seconds(event)), (slo.tpot, tpot), (slo.e2el, e2e_seconds(event)))
-    return all(limit is None or value is None or value * 1000.0 <= limit for limit, value in measured)
+    """Whether every limit of `slo` holds; a request with one token has no TPOT to miss.
+
+    TPOT is judged as the whole span against so many limits: divided, a request just in time could be late by a
+    rounding.
+    """
+    arrival_ns, first_ns, last_ns = event.arrival_ns, event.first_token_ns, event.last_token_ns
+    decoded = max(event.generation_tokens - 1, 0)
+    return (
+        (slo.ttft is None or first_ns - arrival_ns <= limit_ns(slo.ttft))
+        and (slo.tpot is None or decoded == 0 or last_ns - first_ns <= limit_ns(slo.tpot) * decoded)
+        and (slo.e2el is None or last_ns - arrival_ns <= limit_ns(slo.e2el))
+    )
 
 
 def is_good(slo: Slo, event: RequestEvent) -> bool:
@@ -53,8 +67,11 @@ def verdict_of(outcome: Outcome, *, good: bool) -> Verdict:
 
 
 def tier_of(tiers: Sequence[Tier], event: RequestEvent) -> str:
-    """The highest tier whose bound the request's interactivity (1 / TPOT) reaches; the first one without a TPOT."""
+    """The highest tier whose bound the request's interactivity (1 / TPOT) reaches; without a TPOT it has none.
+
+    Tokens that came all at once are as interactive as can be.
+    """
     tpot = tpot_seconds(event)
-    rate = 1.0 / tpot if tpot else 0.0
+    rate = 0.0 if tpot is None else math.inf if tpot <= 0.0 else 1.0 / tpot
     reached = [tier for tier in tiers if rate >= tier.min_tokens_per_second_per_user]
     return max(reached, key=lambda tier: tier.min_tokens_per_second_per_user).name if reached else ""

@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from math import log2
 
-from jouled.core.attribution.cells import cell_of
+from jouled.core.attribution.cells import cell_of, start_of
 from jouled.model.engine import EngineSample
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 
@@ -197,6 +197,13 @@ class Census:
                 return cell_of(look.t_ns)
         return None
 
+    def last_look_cell(self, after_cell: int, until_cell: int) -> int | None:
+        """The last cell edge beyond `after_cell` and up to `until_cell` at which the page was looked at."""
+        index = bisect_left(self._times, start_of(until_cell + 1)) - 1
+        if index < 0 or cell_of(self._times[index]) <= after_cell:
+            return None
+        return cell_of(self._times[index])
+
     def forget_before(self, t_ns: int) -> None:
         """Drop looks that no open cell needs; the one before stays, for interpolation."""
         keep_from = bisect_right(self._times, t_ns) - 1
@@ -217,6 +224,11 @@ class Census:
     def between(self, begin_ns: int, end_ns: int) -> list[Look]:
         """Looks inside an interval, both ends included."""
         return self.looks[bisect_left(self._times, begin_ns) : bisect_right(self._times, end_ns)]
+
+    def around(self, begin_ns: int, end_ns: int) -> list[Look]:
+        """Looks inside an interval, with the last one before it and the first one after it."""
+        low = max(bisect_right(self._times, begin_ns) - 1, 0)
+        return self.looks[low : bisect_left(self._times, end_ns) + 1]
 
     def counter_at(self, name: str, t_ns: int) -> float | None:
         """A counter's monotone value at `t_ns`, linear between looks; `None` outside them or without that counter."""

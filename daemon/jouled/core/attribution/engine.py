@@ -6,17 +6,18 @@ energy over the channels and reads requests out as their last cell closes.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS, cell_of, start_of
 from jouled.core.attribution.census import Census
+from jouled.core.attribution.decode import Decoding
+from jouled.core.attribution.learning import Learning
 from jouled.core.attribution.load import Load, Row, Work
 from jouled.core.attribution.lost import LostWork
 from jouled.core.attribution.priors import betas
 from jouled.core.attribution.request import DECODE, DONE, ZERO, Parts, Prefix, Request
 from jouled.core.attribution.service_start import KEEP_CELLS, SHORTEST_PREFILL_NS, ServiceStart
-from jouled.core.attribution.step_density import StepDensity
+from jouled.core.attribution.step_clock import StepClock
 from jouled.model.engine import Engine, EngineSample
 from jouled.model.parameters import IdlePolicy, Parameters
 from jouled.model.requests import RequestEvent, RequestStart
@@ -24,13 +25,11 @@ from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 
 CHUNK_TOKENS = 2048
 """Prompt tokens per step while nothing decodes (attribution.md section 3.4)."""
-BLOCK_CELLS = 6000
-"""Prefix integrals start over after ten minutes: floats stay short (attribution.md, numerics)."""
 STEP_RATIO_WEIGHT = 0.2
 ABANDON_NS = nanoseconds(3600.0)
 """A request in flight for longer is taken for lost."""
 MEAN_DECAY = 0.999
-LEARNED = ("census", "lost", "in_flight", "_starts", "_density", "_step_ratio", "_spent", "_worked")
+LEARNED = ("census", "lost", "in_flight", "_starts", "_clock", "_learning", "_step_ratio", "_spent", "_worked")
 """What stays true of an engine when the devices around it are grouped anew."""
 
 
@@ -59,16 +58,17 @@ class EngineBook:
         self._load = Load()
         self._pending: dict[int, list[RequestEvent]] = {}
         self.in_flight: dict[str, RequestStart] = {}
-        self.open: dict[int, Request] = {}
+        self.open: dict[Request, Request] = {}
         self.next_cell: int | None = None
         self._first_cell = 0
-        self._prefix = [0.0] * 7
-        self._rates = ZERO
-        self._origin_ns = 0
+        self._prefix = self._rates = ZERO
+        self._row = Row()
+        self._looked: set[int] = set()
         self._cell_ns = 0
         self._step_ratio = 1.0
-        self._density = StepDensity()
+        self._clock = StepClock()
         self._knows_uplift = knows_uplift
+        self._learning = Learning(architecture=self.betas.knows_architecture)
         self._spent = [0.0] * 6
         self._worked = [0.0] * 6
         self._carried: dict[str, Parts] = {}
@@ -84,7 +84,6 @@ class EngineBook:
         self.next_cell = self._first_cell = cell
         for earlier in [key for key in self._pending if key < cell]:
             self._pending.setdefault(cell, []).extend(self._pending.pop(earlier))
-        self._origin_ns = start_of(cell)
         self.census.began(start_of(cell))
 
     @property
@@ -139,23 +138,21 @@ class EngineBook:
             self._assume_in_flight(begin, until_cell)
         self.lost.begin(self.census)
         rows = [self._sweep_cell(cell) for cell in range(begin, until_cell)]
-        self._assess_steps(begin, rows)
+        self._pace(begin, rows)
         self.lost.assess(self.census, begin, rows, self._means())
+        looks = self.census.between(start_of(begin), start_of(until_cell))
+        self._looked = {cell_of(look.t_ns) - begin for look in looks if look.steps is not None}
         self.census.forget_before(start_of(until_cell))
         return rows
 
     def skip(self, until_cell: int) -> list[Request]:
         """Pass over cells in which no energy was measured, however many; returns the requests that ended in them."""
         finals: list[Request] = []
-        cell = self.next_cell or until_cell
         while waiting := sorted(key for key in self._pending if key < until_cell):
             for key in waiting:
                 self._place_all(key)
         for touched in sorted(key for key in self._load.cells if key < until_cell):
-            self._load.skip(touched - cell)
             finals += self.close(touched, self._sweep_cell(touched), Split(0, 0, 0.0))[1]
-            cell = touched + 1
-        self._load.skip(until_cell - cell)
         self._starts.forget_before(until_cell - KEEP_CELLS)
         self.next_cell = until_cell
         self.census.forget_before(start_of(until_cell))
@@ -169,6 +166,11 @@ class EngineBook:
                 self.lost.expect(row, mark, which)
         self._starts.forget(cell - KEEP_CELLS)
         return row
+
+    def _resident_in(self, rows: Sequence[Row]) -> list[Request]:
+        """The requests that are there at some time of a swept range."""
+        begun = [mark for row in rows for which, mark in row.marks if which == 0 and isinstance(mark, Request)]
+        return [*self.open.values(), *begun]
 
     def _place_all(self, cell: int) -> None:
         for event in sorted(self._pending.pop(cell, ()), key=order_of):
@@ -233,14 +235,19 @@ class EngineBook:
             context=worked[3] / worked[4] if worked[4] > 1 else self.lost.mean_computed,
         )
 
-    def _assess_steps(self, begin: int, rows: Sequence[Row]) -> None:
-        """Estimate engine steps per cell, by density and scaled to what the step counter says where there is one."""
-        if self._knows_uplift:
-            self._observe_density(begin, rows)
-            self._density.weigh(rows)
+    def _pace(self, begin: int, rows: Sequence[Row]) -> None:
+        """When the steps of a swept range happened, and with them the decoding."""
+        looks = self.census.around(start_of(begin), start_of(begin + len(rows)))
+        counted = self._clock.set(begin, rows, looks)
+        Decoding(begin, rows).fill(self._resident_in(rows))
+        if not counted:
+            self._estimate_steps(begin, rows)
+
+    def _estimate_steps(self, begin: int, rows: Sequence[Row]) -> None:
+        """Steps from what each member decodes, by the ratio of counted to estimated ones as far as it is known."""
         for row in rows:
             if row.decoders > 0.0:
-                row.steps = row.density * row.decode / row.decoders * min(row.decoders, CELL_SECONDS * row.busy)
+                row.steps = row.decode / row.decoders * min(row.decoders, CELL_SECONDS * row.busy)
             elif row.prefill > 0.0:
                 row.steps = row.prefill / CHUNK_TOKENS
         counted = _counted_over(self.census, "steps", begin, len(rows))
@@ -253,12 +260,16 @@ class EngineBook:
         for row in rows:
             row.steps *= self._step_ratio
 
-    def _observe_density(self, begin: int, rows: Sequence[Row]) -> None:
-        looks = self.census.between(start_of(begin), start_of(begin + len(rows)))
-        for before, after in pairwise(looks):
-            if before.steps is not None and after.steps is not None:
-                chosen = rows[cell_of(before.t_ns) - begin : cell_of(after.t_ns) - begin]
-                self._density.observe(chosen, after.steps - before.steps)
+    def learn(self, rows: Sequence[Row], above_idle_uj: Sequence[float], idle_uj: float) -> None:
+        """Hold a swept range against what its cells used above idle; for an engine that has its devices alone."""
+        busy = [row.busy for row in rows]
+        expected = [self._expected(row) for row in rows]
+        self._learning.observe(busy, expected, above_idle_uj, idle_uj, self.lost.mean_prefill_seconds, self._looked)
+
+    @property
+    def uplift(self) -> float:
+        """What being busy adds to idle power before any work is counted, as a multiple of it."""
+        return self._learning.fitted.uplift
 
     # closing
 
@@ -267,40 +278,36 @@ class EngineBook:
         return sum(self._expected(row))
 
     def _expected(self, row: Row) -> tuple[float, float, float, float, float]:
-        beta, density = self.betas, row.density
+        beta = self.betas
         lost = row.lost
         if lost is None:
             return (
                 beta.step * row.steps,
                 beta.prefill * row.prefill,
                 beta.attention * row.attention,
-                beta.decode * row.decode * density,
-                beta.kv * row.kv * density,
+                beta.decode * row.decode,
+                beta.kv * row.kv,
             )
         return (
             beta.step * row.steps,
             beta.prefill * (row.prefill + lost.prefill),
             beta.attention * (row.attention + lost.attention),
-            beta.decode * (row.decode + lost.decode) * density,
-            beta.kv * (row.kv + lost.kv) * density,
+            beta.decode * (row.decode + lost.decode),
+            beta.kv * (row.kv + lost.kv),
         )
 
     def close(self, cell: int, row: Row, split: Split) -> tuple[int, list[Request]]:
         """Close one cell; returns microjoules that nothing explains, and the requests that are final now."""
         self._cell_ns = start_of(cell)
         self.next_cell = cell + 1
-        if cell_of(self._cell_ns - self._origin_ns) >= BLOCK_CELLS:
-            self._start_block()
         residents = row.resident + (row.lost.resident if row.lost else 0.0)
         unexplained = self._set_rates(row, split, residents)
         if row.lost:
             self._book_lost(row, residents)
         watts = (split.energy - split.idle) * 1e-6 / CELL_SECONDS
+        self._row = row
         finals = self._read_out(row, watts / max(residents / CELL_SECONDS, 1.0))
-        for index, rate in enumerate(self._rates[:6]):
-            self._prefix[index] += rate * CELL_SECONDS
-        begin_seconds = (self._cell_ns - self._origin_ns) / NANOSECONDS_PER_SECOND
-        self._prefix[6] += self._rates.kv * CELL_SECONDS * (begin_seconds + CELL_SECONDS / 2)
+        self._prefix = self._at(start_of(cell + 1))
         return unexplained, finals
 
     def _set_rates(self, row: Row, split: Split, residents: float) -> int:
@@ -324,8 +331,8 @@ class EngineBook:
             step=scale * expected[0] / residents,
             prefill=scale * beta.prefill,
             attention=scale * beta.attention,
-            decode=scale * beta.decode * row.density,
-            kv=scale * beta.kv * row.density,
+            decode=scale * beta.decode,
+            kv=scale * beta.kv,
         )
         self._remember(row, residents, static, scale, expected)
         return 0
@@ -351,18 +358,18 @@ class EngineBook:
         )
 
     def _at(self, t_ns: int) -> Prefix:
-        """The prefix integrals at an instant of the cell that is being closed."""
-        begin = (self._cell_ns - self._origin_ns) / NANOSECONDS_PER_SECOND
-        offset = (t_ns - self._cell_ns) / NANOSECONDS_PER_SECOND
+        """The integrals from the range's begin to an instant of the cell that is being closed, its end included."""
+        seconds = (t_ns - self._cell_ns) / NANOSECONDS_PER_SECOND
+        paced = self._row.pace * seconds
         prefix, rates = self._prefix, self._rates
         return Prefix(
-            prefix[0] + rates[0] * offset,
-            prefix[1] + rates[1] * offset,
-            prefix[2] + rates[2] * offset,
-            prefix[3] + rates[3] * offset,
-            prefix[4] + rates[4] * offset,
-            prefix[5] + rates[5] * offset,
-            prefix[6] + rates[5] * offset * (begin + offset / 2),
+            prefix[0] + rates[0] * seconds,
+            prefix[1] + rates[1] * seconds,
+            prefix[2] + rates[2] * seconds,
+            prefix[3] + rates[3] * seconds,
+            prefix[4] + rates[4] * paced,
+            prefix[5] + rates[5] * paced,
+            prefix[6] + rates[5] * paced * (self._row.elapsed + paced / 2),
         )
 
     def _read_out(self, row: Row, watts_each: float) -> list[Request]:
@@ -375,12 +382,12 @@ class EngineBook:
             if which == 0:
                 mark.since = self._at(begin_ns)
                 mark.edge_watts[0] = watts_each
-                self.open[id(mark)] = mark
+                self.open[mark] = mark
             elif which == 1:
-                mark.fold(self._at(max(work.first_ns, begin_ns)), self._origin_ns)
+                mark.fold(self._at(max(work.first_ns, begin_ns)))
                 mark.phase = DECODE
             else:
-                mark.fold(self._at(max(work.last_ns, begin_ns)), self._origin_ns)
+                mark.fold(self._at(max(work.last_ns, begin_ns)))
                 mark.edge_watts[1] = watts_each
                 finals.append(mark)
         return [request for request in finals if self._retire(request)]
@@ -388,7 +395,7 @@ class EngineBook:
     def _retire(self, request: Request) -> bool:
         """Take a request out of the open ones; one that only stood in for a request in flight is carried over."""
         request.phase = DONE
-        self.open.pop(id(request), None)
+        self.open.pop(request, None)
         key = request.event.id
         if "in_flight" in request.flags:
             self._carried.setdefault(key, Parts()).add(request.parts)
@@ -398,25 +405,18 @@ class EngineBook:
             request.parts.add(carried)
         return True
 
-    def _start_block(self) -> None:
-        end = Prefix(*self._prefix)
-        for request in self.open.values():
-            request.fold(end, self._origin_ns)
-            request.since = ZERO
-        self._prefix = [0.0] * 7
-        self._origin_ns = self._cell_ns
-
     # what is held for whom
 
     def open_uj(self) -> float:
-        """What closed cells gave to requests that are not final, microjoules."""
-        at_edge = Prefix(*self._prefix)
+        """What closed cells gave to requests that are not final, microjoules; at the end of a range."""
         total = self.unreported_uj + sum(
             parts.resident + parts.prefill_total + parts.decode_total for parts in self._carried.values()
         )
         for request in self.open.values():
-            request.fold(at_edge, self._origin_ns)
+            request.fold(self._prefix)
+            request.since = ZERO
             total += request.parts.resident + request.parts.prefill_total + request.parts.decode_total
+        self._prefix = ZERO
         return total
 
     def take_unreported(self) -> int:
@@ -427,9 +427,8 @@ class EngineBook:
 
     def finish(self) -> Iterator[Request]:
         """At the end of a recording: requests that last beyond the last reading are read out as they are."""
-        at_edge = Prefix(*self._prefix)
         for request in sorted(self.open.values(), key=lambda r: order_of(r.event)):
-            request.fold(at_edge, self._origin_ns)
+            request.fold(self._prefix)
             request.flags = (*request.flags, "truncated")
             if self._retire(request):
                 yield request
@@ -453,6 +452,9 @@ class EngineBook:
 
     def give_up(self, before_ns: int) -> Iterator[Request]:
         """Requests that ended before a time and whose devices have never been read: they own nothing."""
+        self._starts.forget_before(cell_of(before_ns))
+        self.census.forget_before(before_ns)
+        self.abandon_in_flight(before_ns - ABANDON_NS)
         for key in [key for key in self._pending if start_of(key) < before_ns]:
             for event in self._pending.pop(key):
                 yield _unmetered(event, "no_energy")

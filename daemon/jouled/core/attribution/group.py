@@ -5,11 +5,14 @@ hands all of its energy to an owner or to `held`, finals move whole microjoules 
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from jouled.core.attribution.cells import cell_of, start_of
 from jouled.core.attribution.engine import EngineBook, Split, order_of
+from jouled.core.attribution.host import HostBook
 from jouled.core.attribution.idle import IdlePower
+from jouled.core.attribution.lag import Lag
 from jouled.core.attribution.load import Row
 from jouled.core.attribution.request import Request
 from jouled.core.ledger.counters import SILENCE_NS
@@ -52,15 +55,23 @@ class DeviceGroup:
     """
 
     def __init__(
-        self, meters: Sequence[Meter], engines: Sequence[EngineBook], policy: IdlePolicy, *, quarantined: str = ""
+        self,
+        meters: Sequence[Meter],
+        engines: Sequence[EngineBook],
+        policy: IdlePolicy,
+        *,
+        quarantined: str = "",
+        host: HostBook | None = None,
     ) -> None:
         self.quarantined = quarantined
         self.meters = list(meters)
         self.engines = sorted(engines, key=lambda book: book.engine.name)
         self._policy = policy
         self._idle = {meter.device.name: IdlePower(meter.device) for meter in self.meters}
+        self._host = host
         self._anchor: int | None = None
         self._next = 0
+        self._lag = Lag()
         self._users = {
             meter.device.name: [i for i, book in enumerate(self.engines) if meter.device.name in book.engine.devices]
             for meter in self.meters
@@ -103,6 +114,8 @@ class DeviceGroup:
 
     def inherit(self, former: "DeviceGroup") -> None:
         """Take over what another group has learned of the devices and engines that are in both."""
+        if [meter.device.name for meter in self.meters] == [meter.device.name for meter in former.meters]:
+            self._lag = former._lag  # noqa: SLF001 - the same class
         for name in self._idle.keys() & former._idle.keys():  # noqa: SLF001 - the same class
             self._idle[name] = former._idle[name]  # noqa: SLF001 - the same class
         before = {book.engine.name: book for book in former.engines}
@@ -170,7 +183,8 @@ class DeviceGroup:
             return self._next
         if everything:
             return max(cell_of(meter.curve.last_ns - 1) + 1 for meter in known)
-        return cell_of(min(now_ns - SILENCE_NS if m.silent(now_ns) else m.curve.last_ns for m in known))
+        read_ns = min(now_ns - SILENCE_NS if m.silent(now_ns) else m.curve.last_ns for m in known)
+        return cell_of(read_ns - max(self._lag.corrected_ns, 0))
 
     def _next_edge(self, now_ns: int, *, everything: bool) -> int | None:
         covered = self._covered_cell(now_ns, everything=everything)
@@ -178,8 +192,10 @@ class DeviceGroup:
             return None
         if not self.engines:
             return covered
-        bound = covered if everything else min(covered, *(book.verified_cell(now_ns) for book in self.engines))
+        bound = covered if everything else min(self._bounds(now_ns, covered))
         grid = self._next + RANGE_CELLS - (self._next - (self._anchor or 0)) % RANGE_CELLS
+        if len(self.engines) == 1:
+            grid = self.engines[0].census.last_look_cell(self._next, grid) or grid
         quiet = [book.census.next_quiet_cell(self._next) for book in self.engines]
         candidates = [grid]
         if all(cell is not None for cell in quiet):
@@ -188,6 +204,12 @@ class DeviceGroup:
         if edge <= bound:
             return edge
         return covered if everything else None
+
+    def _bounds(self, now_ns: int, covered: int) -> list[int]:
+        """Cells that may close end before all of these: own meters, the host's, and the engines' requests."""
+        host = None if self._host is None else self._host.covered_cell(now_ns)
+        bounds = [covered, *(book.verified_cell(now_ns) for book in self.engines)]
+        return bounds if host is None else [*bounds, host]
 
     def _close_range(self, until: int, now_ns: int, bookings: list[Booking], finals: list[Final]) -> None:
         for meter in self.meters:
@@ -199,9 +221,18 @@ class DeviceGroup:
         self._refresh_idle()
         rows = [book.sweep(until, now_ns) for book in self.engines]
         begin = self._next
-        energies = [self._take_energy(cell + 1) for cell in range(begin, until)]
+        if self._host is not None:
+            for book, engine_rows in zip(self.engines, rows, strict=True):
+                self._host.take(book.engine.name, begin, engine_rows, now_ns)
+        self._observe_lag(rows, self._energies_as_read(begin, until))
+        last_ns = max((meter.curve.last_ns for meter in self.meters if meter.curve), default=0)
+        at_end = start_of(until) >= last_ns
+        energies = [self._take_energy(cell + 1) for cell in range(begin, until - at_end)]
+        if at_end:
+            energies.append(self._take_energy(until, lag_ns=0))
         self._observe_idle(rows, energies)
         idle_per_cell = {name: idle.per_cell_uj() for name, idle in self._idle.items()}
+        self._learn(rows, energies, idle_per_cell)
         for offset, energy in enumerate(energies):
             cell_rows = [engine_rows[offset] for engine_rows in rows]
             self._close_cell(begin + offset, cell_rows, energy, idle_per_cell, bookings, finals)
@@ -233,15 +264,36 @@ class DeviceGroup:
                 f"closed {closed_uj} µJ of {', '.join(self._closed_uj)}, booked {self.booked_uj} and held {self.held}"
             )
 
-    def _take_energy(self, edge_cell: int) -> dict[str, int]:
-        """Energy of each device from the last edge taken to the start of `edge_cell`, microjoules."""
-        edge_ns = start_of(edge_cell)
+    def _take_energy(self, edge_cell: int, lag_ns: int | None = None) -> dict[str, int]:
+        """Energy of each device from the last edge taken to the start of `edge_cell`, microjoules.
+
+        What a meter shows at the edge plus its lag is what had been used by the edge.
+        """
+        edge_ns = start_of(edge_cell) + (self._lag.corrected_ns if lag_ns is None else lag_ns)
         energy = {}
         for meter in self.meters:
             name = meter.device.name
-            value = meter.curve.value_at(edge_ns)
+            value = max(meter.curve.value_at(edge_ns), self._closed_uj[name])
             energy[name], self._closed_uj[name] = value - self._closed_uj[name], value
         return energy
+
+    def _energies_as_read(self, begin: int, until: int) -> list[int]:
+        """Energy of all devices in each cell by the meters' own time, microjoules."""
+        edges = [sum(m.curve.value_at(start_of(cell)) for m in self.meters) for cell in range(begin, until + 1)]
+        return [after - before for before, after in pairwise(edges)]
+
+    def _observe_lag(self, rows: list[list[Row]], measured: list[int]) -> None:
+        """Hold the meters' time against the events'."""
+        idle_uj = sum(idle.per_cell_uj() for idle in self._idle.values())
+        busy = [max(row.busy for row in cell) for cell in zip(*rows, strict=True)]
+        work = [
+            sum(book.expected_uj(row) for book, row in zip(self.engines, cell, strict=True))
+            for cell in zip(*rows, strict=True)
+        ]
+        above_uj = sum(measured) - idle_uj * len(measured)
+        if sum(work) > 0.0 and above_uj > 0.0 and all(measured):
+            scale = above_uj / sum(work)
+            self._lag.observe(measured, [scale * w + 0.5 * idle_uj * b for w, b in zip(work, busy, strict=True)])
 
     def _refresh_idle(self) -> None:
         """A device may be described better later on: its limit, its idle power."""
@@ -256,7 +308,20 @@ class DeviceGroup:
             if any(near) and not busy[i]:
                 continue
             for name, microjoules in energy.items():
-                self._idle[name].observe(microjoules, idle=not busy[i])
+                if microjoules:  # without any it is a gap, of which nobody knows what was used
+                    self._idle[name].observe(microjoules, idle=not busy[i])
+
+    def _learn(self, rows: list[list[Row]], energies: list[dict[str, int]], idle_per_cell: dict[str, float]) -> None:
+        """Let an engine that has its devices alone hold its priors against the meter."""
+        if len(self.engines) != 1 or not all(sum(energy.values()) for energy in energies):
+            return
+        told_uj = sum(idle.uplift_uj or 0.0 for idle in self._idle.values())
+        idle_uj = sum(idle_per_cell.values())
+        unknown_uj = sum(idle_per_cell[name] for name, idle in self._idle.items() if idle.uplift_uj is None)
+        above_uj = [
+            sum(energy.values()) - idle_uj - told_uj * row.busy for row, energy in zip(rows[0], energies, strict=True)
+        ]
+        self.engines[0].learn(rows[0], above_uj, unknown_uj)
 
     def _close_cell(
         self,
@@ -285,7 +350,8 @@ class DeviceGroup:
         total, base, uplift = [0] * count, [0.0] * count, [0.0] * count
         for name, microjoules in energy.items():
             users = self._users[name]
-            device_base, device_uplift = idle_per_cell[name], self._idle[name].uplift_uj
+            device_base = idle_per_cell[name]
+            device_uplift = self._uplift_uj(name, device_base)
             if len(users) == 1:
                 shares: list[tuple[int, int, float]] = [(users[0], microjoules, 1.0)]
             else:
@@ -297,6 +363,14 @@ class DeviceGroup:
                 base[i] += device_base * part
                 uplift[i] += device_uplift * part
         return [self._static(total[i], base[i], uplift[i], rows[i]) for i in range(count)]
+
+    def _uplift_uj(self, device: str, idle_uj: float) -> float:
+        """What being busy adds to a device's cell: configured, else learned of its only engine, else nothing."""
+        configured = self._idle[device].uplift_uj
+        if configured is not None:
+            return configured
+        users = self._users[device]
+        return idle_uj * self.engines[users[0]].uplift if len(users) == 1 else 0.0
 
     def _static(self, energy: int, base: float, uplift: float, row: Row) -> Split:
         """Idle and static part of one engine's cell (attribution.md section 3.4 and the idle policies)."""

@@ -27,7 +27,7 @@ class IdlePower:
         per_cell = CELL_SECONDS * MICROJOULES_PER_JOULE
         self._configured = None if device.idle_watts is None else device.idle_watts * per_cell
         self._limit = None if device.max_watts is None else device.max_watts * per_cell
-        self.uplift_uj = (device.uplift_watts or 0.0) * per_cell
+        self.uplift_uj = None if device.uplift_watts is None else device.uplift_watts * per_cell
         self._idle: deque[int] = deque(maxlen=KEEP_CELLS)
         self._busy: deque[int] = deque(maxlen=KEEP_CELLS)
         self._busy_sorted: list[int] = []

@@ -5,6 +5,7 @@ order sums them up. Rates are per second; X of a cell is the exact integral of t
 of what is active say when a running sum is exactly zero: floats leave residue behind that would draw energy.
 """
 
+from math import fsum
 from typing import NamedTuple
 
 from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS
@@ -12,6 +13,9 @@ from jouled.model.units import NANOSECONDS_PER_MILLISECOND, NANOSECONDS_PER_SECO
 
 SHORTEST_DECODE_NS = NANOSECONDS_PER_MILLISECOND
 """No engine decodes faster; rates of shorter spans would only lose the sums' precision."""
+REFRESH_CELLS = 6000
+"""Running sums start over every ten minutes: what adding and taking away leaves behind would grow for as long as an
+engine never pauses."""
 
 
 class Work(NamedTuple):
@@ -57,9 +61,6 @@ class Cell:
 
     __slots__ = (
         "d_attention",
-        "d_decode",
-        "d_kv",
-        "d_kv_slope",
         "d_prefill",
         "d_resident",
         "edges",
@@ -68,19 +69,15 @@ class Cell:
         "n_decode",
         "n_prefill",
         "x_attention",
-        "x_decode",
         "x_decoders",
-        "x_kv",
         "x_prefill",
         "x_prefillers",
         "x_resident",
     )
 
     def __init__(self) -> None:
-        self.x_resident = self.x_prefill = self.x_prefillers = self.x_attention = self.x_decode = self.x_kv = (
-            self.x_decoders
-        ) = 0.0
-        self.d_prefill = self.d_attention = self.d_decode = self.d_kv = self.d_kv_slope = 0.0
+        self.x_resident = self.x_prefill = self.x_prefillers = self.x_attention = self.x_decoders = 0.0
+        self.d_prefill = self.d_attention = 0.0
         self.d_resident = 0
         self.n_prefill = self.n_decode = 0
         self.ending = 0
@@ -91,7 +88,8 @@ class Cell:
 class Row:
     """What one cell asks for: integrals per channel, the busy fraction, and whether anybody is there at all.
 
-    prefilling: the part of the cell in which a prefill runs; density: decode work per work told, 1 on average.
+    prefilling: the part of the cell in which a prefill runs. pace: step time per second; elapsed: step time at the
+    cell's start. `decode` and `kv` follow step time and are filled in for a whole range (`decode.py`).
     """
 
     __slots__ = (
@@ -100,11 +98,12 @@ class Row:
         "busy",
         "decode",
         "decoders",
-        "density",
+        "elapsed",
         "generation_expected",
         "kv",
         "lost",
         "marks",
+        "pace",
         "prefill",
         "prefilling",
         "prompt_expected",
@@ -116,7 +115,7 @@ class Row:
         self.resident = self.prefill = self.attention = self.decode = self.kv = self.decoders = 0.0
         self.busy = self.steps = self.generation_expected = self.prompt_expected = 0.0
         self.prefilling = 0.0
-        self.density = 1.0
+        self.pace, self.elapsed = 1.0, 0.0
         self.active = False
         self.lost: Lost | None = None
         self.marks: list[tuple[int, object]] = []
@@ -139,7 +138,8 @@ class Load:
         self.cells: dict[int, Cell] = {}
         self.residents = 0
         self._prefills = self._decodes = 0
-        self._prefill = self._attention = self._decode = self._kv = self._kv_slope = 0.0
+        self._prefill = self._attention = 0.0
+        self._swept = 0
 
     def cell(self, index: int) -> Cell:
         """The entries of a cell not swept yet."""
@@ -156,10 +156,8 @@ class Load:
         self._insert_residency(start_ns, last_ns)
         if first_ns > start_ns and work.computed:
             self._insert_prefill(start_ns, first_ns, work.prefill_rate, work.attention_rate)
-        rate = work.decode_rate
-        if rate and last_ns > first_ns:
-            context = work.prompt + rate * (first_ns - work.first_ns) / NANOSECONDS_PER_SECOND
-            self._insert_decode(first_ns, last_ns, rate, rate * context)
+        if last_ns > first_ns and work.decode_rate:
+            self._insert_decode(first_ns, last_ns)
         self.cell(start_ns // CELL_NS).marks.append((0, mark))
         self.cell(first_ns // CELL_NS).marks.append((1, mark))
         self.cell(last_ns // CELL_NS).marks.append((2, mark))
@@ -199,39 +197,25 @@ class Load:
         cell.d_attention -= attention_rate
         cell.n_prefill -= 1
 
-    def _insert_decode(self, first_ns: int, last_ns: int, rate: float, kv_rate: float) -> None:
-        slope = rate * rate
-        rest = (CELL_NS - first_ns % CELL_NS) / NANOSECONDS_PER_SECOND
+    def _insert_decode(self, first_ns: int, last_ns: int) -> None:
         cell = self.cell(first_ns // CELL_NS)
-        cell.x_decode += rate * rest
-        cell.x_decoders += rest
-        cell.x_kv += kv_rate * rest + slope * rest * rest / 2
-        cell.d_decode += rate
-        cell.d_kv += kv_rate + slope * rest
-        cell.d_kv_slope += slope
+        cell.x_decoders += (CELL_NS - first_ns % CELL_NS) / NANOSECONDS_PER_SECOND
         cell.n_decode += 1
-        kv_rate += slope * (last_ns - first_ns) / NANOSECONDS_PER_SECOND
-        rest = (CELL_NS - last_ns % CELL_NS) / NANOSECONDS_PER_SECOND
         cell = self.cell(last_ns // CELL_NS)
-        cell.x_decode -= rate * rest
-        cell.x_decoders -= rest
-        cell.x_kv -= kv_rate * rest + slope * rest * rest / 2
-        cell.d_decode -= rate
-        cell.d_kv -= kv_rate + slope * rest
-        cell.d_kv_slope -= slope
+        cell.x_decoders -= (CELL_NS - last_ns % CELL_NS) / NANOSECONDS_PER_SECOND
         cell.n_decode -= 1
 
     def sweep(self, index: int) -> Row:
         """Sum up the next cell; cells are swept in order, each once."""
+        self._swept += 1
+        if self._swept % REFRESH_CELLS == 0:
+            self._refresh()
         row = Row()
         delta = CELL_SECONDS
         row.resident = self.residents * delta
         row.prefill = self._prefill * delta
         row.attention = self._attention * delta
-        row.decode = self._decode * delta
         row.decoders = self._decodes * delta
-        row.kv = self._kv * delta + self._kv_slope * delta * delta / 2
-        self._kv += self._kv_slope * delta
         row.prefilling = float(self._prefills > 0)
         row.busy, row.active = float(self.residents > 0), self.residents > 0
         cell = self.cells.pop(index, None)
@@ -240,30 +224,27 @@ class Load:
             self._sweep_entries(row, cell)
         return row
 
-    def skip(self, count: int) -> None:
-        """Pass over cells without entries."""
-        self._kv += self._kv_slope * CELL_SECONDS * count
+    def _refresh(self) -> None:
+        """Take the running sums from the entries to come: what every request adds in all is zero."""
+        if self._prefills:
+            self._prefill = -fsum(cell.d_prefill for cell in self.cells.values())
+            self._attention = -fsum(cell.d_attention for cell in self.cells.values())
 
     def _sweep_entries(self, row: Row, cell: Cell) -> None:
         touched_prefill = self._prefills or cell.n_prefill or cell.x_prefill
-        touched_decode = self._decodes or cell.n_decode or cell.x_decode
+        touched_decode = self._decodes or cell.n_decode or cell.x_decoders
         row.busy = 1.0 if self.residents > cell.ending else union_ns(cell.edges) / CELL_NS
         row.active = row.busy > 0.0
         row.prefilling = min((self._prefills * CELL_SECONDS + cell.x_prefillers) / CELL_SECONDS, 1.0)
         row.resident = max(row.resident + cell.x_resident, 0.0)
         row.prefill = max(row.prefill + cell.x_prefill, 0.0) if touched_prefill else 0.0
         row.attention = max(row.attention + cell.x_attention, 0.0) if touched_prefill else 0.0
-        row.decode = max(row.decode + cell.x_decode, 0.0) if touched_decode else 0.0
         row.decoders = max(row.decoders + cell.x_decoders, 0.0) if touched_decode else 0.0
-        row.kv = max(row.kv + cell.x_kv, 0.0) if touched_decode else 0.0
         self.residents += cell.d_resident
         self._prefills += cell.n_prefill
         self._decodes += cell.n_decode
         self._prefill = self._prefill + cell.d_prefill if self._prefills else 0.0
         self._attention = self._attention + cell.d_attention if self._prefills else 0.0
-        self._decode = self._decode + cell.d_decode if self._decodes else 0.0
-        self._kv = self._kv + cell.d_kv if self._decodes else 0.0
-        self._kv_slope = self._kv_slope + cell.d_kv_slope if self._decodes else 0.0
 
 
 def union_ns(intervals: list[tuple[int, int]]) -> int:

@@ -147,7 +147,7 @@ class LostWork:
     def _expected(self, name: str, row: Row) -> float:
         if name == "prompt":
             return row.prefill if self._semantics.prompt_at == "step" else row.prompt_expected
-        live = row.decode * row.density if self._semantics.generation_at == "step" else 0.0
+        live = row.decode if self._semantics.generation_at == "step" else 0.0
         return live + row.generation_expected
 
     def _missing(self, name: str, pieces: list[Piece], noise: float) -> float:
@@ -184,9 +184,11 @@ class LostWork:
 
     def _unexplained_steps(self, census: Census, begin: int, rows: Sequence[Row]) -> None:
         """Steps were counted where nobody is known: the engine worked for somebody who is not told of."""
+        looked = {cell_of(look.t_ns) - begin for look in census.around(start_of(begin), start_of(begin + len(rows)))}
         for piece in self._pieces(census, "steps", begin, rows):
             chosen = rows[piece.low : piece.high]
-            if piece.counted < 1.0 or any(row.active for row in chosen):
+            between_looks = piece.low in looked and piece.high in looked
+            if not between_looks or piece.counted < 1.0 or any(row.active for row in chosen):
                 continue
             for row in chosen:
                 row.lost = Lost(CELL_SECONDS, 0.0, 0.0, 0.0, 0.0)

@@ -6,6 +6,10 @@ Only the ratios matter: the scale comes from the meter.
 import re
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
+from jouled.core.attribution.known_models import known_model
+from jouled.core.attribution.model_config import ModelSizes, bytes_per_weight
 from jouled.model.engine import Engine
 
 JOULES_PER_FLOP = 0.45e-12
@@ -14,23 +18,16 @@ JOULES_PER_BYTE = 60e-12
 """The same for a byte read from HBM."""
 GENERIC_PARAMETERS = 8e9
 """An 8B dense model: between 8B and 405B the ratios hardly differ."""
-BYTES_PER_PARAMETER = {
-    "fp8": 1.0,
-    "int8": 1.0,
-    "w8a8": 1.0,
-    "fp4": 0.5,
-    "nvfp4": 0.5,
-    "mxfp4": 0.5,
-    "int4": 0.5,
-    "awq": 0.5,
-    "gptq": 0.5,
-    "q4": 0.5,
-    "4bit": 0.5,
-    "fp32": 4.0,
-    "float32": 4.0,
-}
+BYTES_PER_WEIGHT = 2.0
+"""Where nothing is said of the number format."""
 HEAD_RATIO = 128
 """Hidden size per layer of common dense models (Llama 8B: 4096/32, 70B: 8192/80 ≈ 102); used where only N is known."""
+MIXTURE_SHARE = 0.75
+"""A model that works with less than this of its parameters on a token is a mixture of experts. A dense one leaves out
+its embedding table, at most a fifth."""
+ARCHITECTURE_SOURCES = ("configuration", "config_file", "known_model")
+_LARGEST_NAMED = 1e14
+_LARGEST_TOLD = 1e18
 
 
 class Betas(NamedTuple):
@@ -42,7 +39,27 @@ class Betas(NamedTuple):
     decode: float
     kv: float
     source: str
-    """Where the sizes come from: `configuration`, `name` or `generic`."""
+    """Where the sizes come from: `configuration`, `config_file`, `known_model`, `name` or `generic`."""
+    is_mixture: bool = False
+    """Whether the model is a mixture of experts; ratios of one of known architecture are never learned."""
+
+    @property
+    def knows_architecture(self) -> bool:
+        """Whether the sizes are the model's own, not guessed from its name."""
+        return self.source in ARCHITECTURE_SOURCES
+
+
+class Sizes(NamedTuple):
+    """The sizes that the priors reckon with, told or assumed; `source` as in `Betas`."""
+
+    parameters: float
+    active_parameters: float
+    layers: int
+    hidden_size: int
+    attention_width: float
+    weight_bytes: float
+    kv_bytes_per_token: float
+    source: str
 
 
 def sizes_from_name(model: str) -> tuple[float, float] | None:
@@ -51,41 +68,103 @@ def sizes_from_name(model: str) -> tuple[float, float] | None:
     An `NxMB` name counts N·M parameters, two experts active.
     """
     text = model.lower()
-    mixture = re.search(r"(?<![\d.a-z])(\d+)x(\d+(?:\.\d+)?)b(?![a-z\d])", text)
+    mixture = re.search(r"(?<![\d.a-z])([0-9]{1,4})x([0-9]{1,6}(?:\.[0-9]{1,6})?)b(?![a-z\d])", text)
     if mixture:
         experts, size = int(mixture[1]), float(mixture[2]) * 1e9
-        return experts * size, min(2, experts) * size
-    total = re.search(r"(?<![\d.a-z])(\d+(?:\.\d+)?)(b|m)(?![a-z\d])", text)
+        return _plausible(experts * size, min(2, experts) * size)
+    total = re.search(r"(?<![\d.a-z])([0-9]{1,6}(?:\.[0-9]{1,6})?)(b|m)(?![a-z\d])", text)
     if not total:
         return None
     parameters = float(total[1]) * (1e9 if total[2] == "b" else 1e6)
-    active = re.search(r"[-_]a(\d+(?:\.\d+)?)b(?![a-z\d])", text)
-    return parameters, min(float(active[1]) * 1e9, parameters) if active else parameters
+    active = re.search(r"[-_]a([0-9]{1,6}(?:\.[0-9]{1,6})?)b(?![a-z\d])", text)
+    return _plausible(parameters, min(float(active[1]) * 1e9, parameters) if active else parameters)
 
 
-def bytes_per_parameter(engine: Engine) -> float:
-    """Bytes of one weight: 2, less for quantised models, by the precision told or the model's name."""
-    text = f"{engine.precision} {engine.model}".lower()
-    return next((size for word, size in BYTES_PER_PARAMETER.items() if word in text), 2.0)
+def _plausible(parameters: float, active: float) -> tuple[float, float] | None:
+    return (parameters, active) if 0 < active <= parameters <= _LARGEST_NAMED else None
+
+
+def with_sizes(engine: Engine, sizes: ModelSizes, source: str) -> Engine:
+    """The engine with what it does not tell filled in from its model's sizes; `sizes_from` says who told the weights.
+
+    Layers and widths are taken together, so that no half of them is of another model.
+    """
+    tells_weights, tells_shape = _tells_weights(engine), _told(engine.layers) or _told(engine.hidden_size)
+    shape = engine if tells_shape else sizes
+    weight_bytes = _told(engine.weight_bytes)
+    if weight_bytes is None and _told(engine.parameters) is None:
+        weight_bytes = sizes.weight_bytes(
+            bytes_per_weight(engine.precision)
+            or sizes.bytes_per_weight
+            or bytes_per_weight(engine.model)
+            or BYTES_PER_WEIGHT
+        )
+    return replace(
+        engine,
+        parameters=_told(engine.parameters) or sizes.parameters,
+        active_parameters=_told(engine.active_parameters) or sizes.active_parameters,
+        layers=shape.layers,
+        hidden_size=shape.hidden_size,
+        attention_width=shape.attention_width,
+        weight_bytes=weight_bytes,
+        kv_bytes_per_token=_told(engine.kv_bytes_per_token) or sizes.kv_bytes_per_token,
+        sizes_from=engine.sizes_from or ("configuration" if tells_weights else source),
+    )
+
+
+def sizes_for(engine: Engine) -> Sizes:
+    """What is known of the engine's model: told, else of a known model, else from its name, else an 8B dense model."""
+    known = None if engine.sizes_from == "config_file" else known_model(engine.model)
+    if known is not None:
+        engine = with_sizes(engine, known, "known_model")
+    named = sizes_from_name(engine.model)
+    told_by = engine.sizes_from if engine.sizes_from in ARCHITECTURE_SOURCES else "configuration"
+    guessed_by = "name" if named else "generic"
+    width = bytes_per_weight(engine.precision) or bytes_per_weight(engine.model) or BYTES_PER_WEIGHT
+    parameters, active = _parameters(engine, named, width)
+    hidden = _told(engine.hidden_size) or max(1, round((active * HEAD_RATIO / 12) ** (1 / 3)))
+    layers = _told(engine.layers) or max(1, round(hidden / HEAD_RATIO))
+    return Sizes(
+        parameters=parameters,
+        active_parameters=active,
+        layers=int(layers),
+        hidden_size=int(hidden),
+        attention_width=_told(engine.attention_width) or hidden,
+        weight_bytes=_told(engine.weight_bytes) or parameters * width,
+        kv_bytes_per_token=_told(engine.kv_bytes_per_token) or float(layers * hidden),
+        source=told_by if _tells_weights(engine) else guessed_by,
+    )
+
+
+def _parameters(engine: Engine, named: tuple[float, float] | None, width: float) -> tuple[float, float]:
+    """Parameters and active parameters: told, from the bytes of the weights, from the name, or generic."""
+    weight_bytes, told_active = _told(engine.weight_bytes), _told(engine.active_parameters)
+    parameters = _told(engine.parameters) or (weight_bytes / width if weight_bytes else None)
+    parameters = parameters or (named[0] if named else told_active or GENERIC_PARAMETERS)
+    return parameters, told_active or (min(named[1], parameters) if named else parameters)
 
 
 def betas(engine: Engine) -> Betas:
-    """The priors of one engine: what it tells, else sizes from its model's name, else an 8B dense model."""
-    named = sizes_from_name(engine.model)
-    told = engine.parameters is not None or engine.weight_bytes is not None or engine.active_parameters is not None
-    source = "configuration" if told else "name" if named else "generic"
-    width = bytes_per_parameter(engine)
-    parameters = engine.parameters or (engine.weight_bytes / width if engine.weight_bytes else None)
-    parameters = parameters or (named[0] if named else engine.active_parameters or GENERIC_PARAMETERS)
-    active = engine.active_parameters or (min(named[1], parameters) if named else parameters)
-    hidden = engine.hidden_size or round((active * HEAD_RATIO / 12) ** (1 / 3))
-    layers = engine.layers or max(1, round(hidden / HEAD_RATIO))
-    kv_bytes = engine.kv_bytes_per_token or float(layers * hidden)
+    """The priors of one engine.
+
+    A step reads all weights, also a mixture's: from about eight tokens a step nearly every expert is wanted.
+    """
+    sizes = sizes_for(engine)
     return Betas(
-        step=JOULES_PER_BYTE * (engine.weight_bytes or parameters * width),
-        prefill=2 * active * JOULES_PER_FLOP,
-        attention=4 * layers * hidden * JOULES_PER_FLOP,
-        decode=2 * active * JOULES_PER_FLOP,
-        kv=JOULES_PER_BYTE * kv_bytes,
-        source=source,
+        step=JOULES_PER_BYTE * sizes.weight_bytes,
+        prefill=2 * sizes.active_parameters * JOULES_PER_FLOP,
+        attention=4 * sizes.layers * sizes.attention_width * JOULES_PER_FLOP,
+        decode=2 * sizes.active_parameters * JOULES_PER_FLOP,
+        kv=JOULES_PER_BYTE * sizes.kv_bytes_per_token,
+        source=sizes.source,
+        is_mixture=sizes.active_parameters < MIXTURE_SHARE * sizes.parameters,
     )
+
+
+def _tells_weights(engine: Engine) -> bool:
+    return any(map(_told, (engine.parameters, engine.weight_bytes, engine.active_parameters)))
+
+
+def _told(size: float | None) -> float | None:
+    """A size that can be one; a recording may hold anything."""
+    return size if size is not None and 1 <= size <= _LARGEST_TOLD else None

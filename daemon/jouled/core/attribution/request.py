@@ -4,13 +4,15 @@ from typing import NamedTuple
 
 from jouled.core.attribution.load import Work
 from jouled.model.requests import RequestEvent
-from jouled.model.units import NANOSECONDS_PER_SECOND
 
 PREFILL, DECODE, DONE = 0, 1, 2
 
 
 class Prefix(NamedTuple):
-    """Prefix integrals at one instant: ∫λ of the channels 0 to 5, and ∫t·λ of channel 5 (t from the block's origin)."""
+    """Integrals from a range's begin to one instant: ∫λ of the channels 0 to 5, and ∫s·λ of channel 5.
+
+    Channels 4 and 5 are integrated over step time s, the others over seconds.
+    """
 
     resident: float = 0.0
     step: float = 0.0
@@ -53,9 +55,21 @@ class Request:
     """A request inserted into the load; `fold` books what the closed cells gave it since the last time.
 
     `edge_watts`: mean power per member at service start and at the last token, for the uncertainty of both edges.
+    In the range that is being closed it makes `tokens_per_pace` tokens per unit of step time, from a context of
+    `context_at_origin` tokens, both as if it had decoded since the range's begin.
     """
 
-    __slots__ = ("edge_watts", "event", "flags", "parts", "phase", "since", "work")
+    __slots__ = (
+        "context_at_origin",
+        "edge_watts",
+        "event",
+        "flags",
+        "parts",
+        "phase",
+        "since",
+        "tokens_per_pace",
+        "work",
+    )
 
     def __init__(self, event: RequestEvent, work: Work, flags: tuple[str, ...]) -> None:
         self.event = event
@@ -65,8 +79,9 @@ class Request:
         self.phase = PREFILL
         self.since = ZERO
         self.edge_watts = [0.0, 0.0]
+        self.tokens_per_pace = self.context_at_origin = 0.0
 
-    def fold(self, now: Prefix, origin_ns: int) -> None:
+    def fold(self, now: Prefix) -> None:
         """Take the share of everything since the last fold, and start from here."""
         since, parts, work = self.since, self.parts, self.work
         self.since = now
@@ -76,10 +91,9 @@ class Request:
             parts.prefill += work.prefill_rate * (now.prefill - since.prefill)
             parts.attention += work.attention_rate * (now.attention - since.attention)
             return
-        rate = work.decode_rate
+        rate = self.tokens_per_pace
         parts.decode_step += now.step - since.step
         if rate:
-            first_seconds = (work.first_ns - origin_ns) / NANOSECONDS_PER_SECOND
             parts.decode += rate * (now.decode - since.decode)
-            at_origin = rate * (work.prompt - rate * first_seconds)
-            parts.kv += at_origin * (now.kv - since.kv) + rate * rate * (now.kv_moment - since.kv_moment)
+            parts.kv += rate * self.context_at_origin * (now.kv - since.kv)
+            parts.kv += rate * rate * (now.kv_moment - since.kv_moment)

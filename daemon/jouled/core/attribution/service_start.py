@@ -5,7 +5,7 @@ before it got its first token. The fluid form lets it overlap where the known pr
 (attribution.md section 3.8).
 """
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 
 from jouled.core.attribution.cells import CELL_NS, cell_of
 from jouled.model.units import NANOSECONDS_PER_MILLISECOND, NANOSECONDS_PER_SECOND
@@ -23,15 +23,20 @@ class ServiceStart:
 
     def __init__(self) -> None:
         self._first_tokens: dict[int, list[int]] = {}
+        self._cells: list[int] = []
         self._floor = 0
         self._rates: list[float] = []
         self._order: list[float] = []
 
     def known(self, first_ns: int) -> None:
         """A request's first token has become known."""
-        if cell_of(first_ns) < self._floor:
+        cell = cell_of(first_ns)
+        if cell < self._floor:
             return
-        insort(self._first_tokens.setdefault(cell_of(first_ns), []), first_ns)
+        if cell not in self._first_tokens:
+            self._first_tokens[cell] = []
+            insort(self._cells, cell)
+        insort(self._first_tokens[cell], first_ns)
 
     def start_ns(self, earliest_ns: int, first_ns: int, computed: int) -> int:
         """Service start of a request that could not start before `earliest_ns` (scheduled, else arrival)."""
@@ -56,21 +61,25 @@ class ServiceStart:
 
     def forget(self, cell: int) -> None:
         """First tokens up to this cell are needed no more; called for cell after cell."""
-        self._floor = cell + 1
-        self._first_tokens.pop(cell, None)
+        self.forget_before(cell + 1)
 
     def forget_before(self, cell: int) -> None:
         """First tokens before this cell are needed no more, however many cells that is."""
         self._floor = max(self._floor, cell)
-        for known in [key for key in self._first_tokens if key < cell]:
+        if not self._cells or self._cells[0] >= cell:
+            return
+        gone = bisect_left(self._cells, cell)
+        for known in self._cells[:gone]:
             del self._first_tokens[known]
+        del self._cells[:gone]
 
     def _latest_before(self, before_ns: int, not_before_ns: int) -> int | None:
         """The latest first token in (not_before, before), or `None`."""
-        for cell in range(cell_of(before_ns), cell_of(not_before_ns) - 1, -1):
-            known = self._first_tokens.get(cell)
-            earlier = bisect_left(known, before_ns) if known else 0
-            if known and earlier:
+        reach = bisect_right(self._cells, cell_of(before_ns))
+        for cell in reversed(self._cells[max(reach - 2, 0) : reach]):
+            known = self._first_tokens[cell]
+            earlier = bisect_left(known, before_ns)
+            if earlier:
                 return known[earlier - 1] if known[earlier - 1] > not_before_ns else None
         return None
 

@@ -16,17 +16,20 @@ class Meter:
     """Follows one device.
 
     `measured_uj`: all energy it told of in this run. `downtime_uj`: what it used before, while the daemon was away;
-    `take_downtime` hands it out. `take_late`: what came after its cells had been closed without it. Only readings at
-    which a counter moved become knots (attribution.md section 3): a stale counter read again says nothing about when
-    the energy was used.
+    `take_downtime` hands it out. `take_late`: what came after its cells had been closed without it. `is_new`: the next
+    reading is the first one, or the first one after a restart, before which the last one was at `left_ns`. Only
+    readings at which a counter moved become knots (attribution.md section 3): a stale counter read again says nothing
+    about when the energy was used.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.curve = EnergyCurve()
         self.measured_uj = 0
+        self.is_new = True
         self.quality = device.quality
         self.last_seen_ns: int | None = None
+        self.left_ns: int | None = None
         self.rejected: Counter[str] = Counter()
         self.covered_ns = 0
         self.gap_ns: Counter[str] = Counter()
@@ -45,6 +48,15 @@ class Meter:
         self.device = device
         if self._track is not None:
             self._track.describe(device)
+
+    def leave(self) -> None:
+        """The daemon was away: the next reading tells where the meter stands, not what a cell has used."""
+        self.left_ns = self.left_ns if self.last_seen_ns is None else self.last_seen_ns
+        self.last_seen_ns = None
+        self.is_new = True
+        self._track = None
+        self._frozen = False
+        self._power_mark = self._watts = None
 
     @property
     def last_raw_uj(self) -> int | None:
@@ -69,14 +81,14 @@ class Meter:
             self.rejected[reason] += 1
             return reason
         previous_ns, self.last_seen_ns = self.last_seen_ns, t_ns
-        if not self.curve:
-            self.curve.append(t_ns, 0)
+        if self.is_new:
+            self._begin(t_ns)
             return ""
         self._note_interval(step, t_ns, t_ns - (previous_ns or t_ns))
         if step is Step.SAME and t_ns - self.curve.last_ns < SILENCE_NS:
             return ""
         self.measured_uj += delta_uj
-        if self._frozen:
+        if self._frozen or t_ns <= self.curve.last_ns:
             self._late_uj += delta_uj
             self._frozen = False
             delta_uj = 0
@@ -84,6 +96,14 @@ class Meter:
             self.curve.append(t_ns, self.curve.last_uj + delta_uj)
         self._observe_power(t_ns)
         return ""
+
+    def _begin(self, t_ns: int) -> None:
+        """The first reading, or the first one after the daemon was away: no cell in between holds energy."""
+        self.is_new = False
+        if not self.curve:
+            self.curve.append(t_ns, 0)
+        elif t_ns > self.curve.last_ns:
+            self.curve.append(t_ns, self.curve.last_uj)
 
     def _note_interval(self, step: Step, t_ns: int, span_ns: int) -> None:
         """Account for the time since the last reading; after silence, what the counter grew by is late."""

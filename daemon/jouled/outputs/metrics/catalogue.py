@@ -216,6 +216,29 @@ SERVICE = (
         "tokens",
         "Generated tokens of finished requests by verdict; those of verdict good are the goodput.",
     ),
+    _counter(
+        "slo_deadline_tokens_total",
+        "book",
+        ("slo", "engine", "model_name"),
+        "tokens",
+        "Generated tokens of completed requests that came by their own deadline, arrival + ttft + i * tpot, with decode"
+        " taken as even in time; of SLOs that limit both.",
+    ),
+    _gauge(
+        "slo_attainment_lower_bound_ratio",
+        "live",
+        ("engine", "model_name", "slo"),
+        "ratio",
+        "Share of the requests of the last 5 minutes that kept the SLO, at the least, by the engine's own histograms;"
+        " only of engines without request events, which give the exact figure.",
+    ),
+    _gauge(
+        "slo_attainment_upper_bound_ratio",
+        "live",
+        ("engine", "model_name", "slo"),
+        "ratio",
+        "Share of the requests of the last 5 minutes that kept the SLO, at the most; see the lower bound.",
+    ),
     _joules(
         "slo_energy_joules_total",
         "book",
@@ -253,7 +276,8 @@ EFFICIENCY = (
         "book",
         ("boundary", "slo"),
         "tokens_per_joule",
-        "Generated tokens of good requests per joule over the last 60 s of the books.",
+        "Generated tokens of good requests per joule over the last 60 s of the books; absent while request events tell"
+        " of less than 90 % of an engine's tokens.",
     ),
 )
 
@@ -347,6 +371,14 @@ OWN = (
         ("reason",),
         "receipts",
         "Receipts that retention removed from the store: age (receipt_days), size (receipt_mebibytes).",
+    ),
+    _counter(
+        "restarts_total",
+        "own",
+        ("result",),
+        "restarts",
+        "Starts on the books of an earlier run: resumed (open requests lived on), books_only (their energy became"
+        " unattributed; the log says why).",
     ),
     _counter(
         "label_overflow_total",

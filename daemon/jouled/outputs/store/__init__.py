@@ -1,8 +1,19 @@
-"""What survives a restart: committed books and receipts, in one SQLite file."""
+"""What survives a restart: committed books, receipts and the state to go on from, in one SQLite file."""
 
 from jouled.outputs.store.database import StoreError
+from jouled.outputs.store.progress import Progress, Saved
 from jouled.outputs.store.published import Published, may_continue
 from jouled.outputs.store.query import ReceiptQuery
-from jouled.outputs.store.store import Committed, Store
+from jouled.outputs.store.store import NO_PROGRESS, Committed, Store
 
-__all__ = ["Committed", "Published", "ReceiptQuery", "Store", "StoreError", "may_continue"]
+__all__ = [
+    "NO_PROGRESS",
+    "Committed",
+    "Progress",
+    "Published",
+    "ReceiptQuery",
+    "Saved",
+    "Store",
+    "StoreError",
+    "may_continue",
+]

@@ -1,4 +1,4 @@
-"""The store: one synced transaction for each commit, receipts with retention."""
+"""The store: one synced transaction for each commit, with the state to go on from; receipts with retention."""
 
 import asyncio
 import fcntl
@@ -17,7 +17,9 @@ from msgspec import Struct
 
 from jouled.model.receipt import Receipt
 from jouled.model.units import NANOSECONDS_PER_SECOND
+from jouled.outputs.store import progress as going_on
 from jouled.outputs.store.database import StoreError, is_broken, open_database, open_reader, set_aside
+from jouled.outputs.store.progress import Packed, Progress, Saved
 from jouled.outputs.store.query import ReceiptQuery, sql
 
 _log = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ _REMOVED_AT_ONCE = 2_000
 _REMOVED_PER_PAGE = 8
 """Receipts for each page beyond the size: a receipt takes at least half a kilobyte of a page's four."""
 
+NO_PROGRESS = Progress()
+
 _T = TypeVar("_T")
 
 
@@ -43,7 +47,7 @@ class Committed(Struct, frozen=True):
 
 
 class Store:
-    """Committed books and receipts in `<directory>/jouled.sqlite3`.
+    """Committed books, receipts and state in `<directory>/jouled.sqlite3`.
 
     One thread writes and one reads, so neither the event loop nor a commit ever waits for a query. `removed` counts
     receipts taken out by retention, by reason (`age`, `size`), until somebody takes them over and sets them to 0.
@@ -79,14 +83,33 @@ class Store:
         """
         return self._write_thread.submit(self._load).result()
 
-    async def commit(self, books: bytes, receipts: Sequence[Receipt], wall_ns: int) -> int:
+    def saved(self, wall_ns: int) -> Saved | None:
+        """What leads to the last commit, or `None` if that is not to be had, or not to be tried again; blocks.
+
+        Until the next commit the attempt counts as a bad end: a state that kills whoever takes it up is left alone
+        the third time.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+        return self._write_thread.submit(self._saved, wall_ns).result()
+
+    def note_failure(self, wall_ns: int) -> None:
+        """The daemon ends because its books cannot be trusted; blocks. Raises `StoreError`."""
+        self._write_thread.submit(self._note, wall_ns, going_on.FAILED).result()
+
+    async def commit(
+        self, books: bytes, receipts: Sequence[Receipt], wall_ns: int, progress: Progress = NO_PROGRESS
+    ) -> int:
         """Write books and receipts in one transaction and return its number once the disk has it.
+
+        progress: what leads from the commit before to this one; without any, no restart goes on from here.
 
         Raises:
             StoreError: nothing of it was kept (disk full, input/output error); the next commit may succeed and must
                 bring these receipts again.
         """
-        return await self._run(self._write_thread, lambda: self._commit(books, receipts, wall_ns))
+        return await self._run(self._write_thread, lambda: self._commit(books, receipts, wall_ns, progress))
 
     async def receipts(self, query: ReceiptQuery) -> list[Receipt]:
         """The receipts asked for, newest first.
@@ -118,10 +141,28 @@ class Store:
         self._sequence = row[0]
         return Committed(*row)
 
-    def _commit(self, books: bytes, receipts: Sequence[Receipt], wall_ns: int) -> int:
-        rows = [_row(receipt) for receipt in receipts]
+    def _saved(self, wall_ns: int) -> Saved | None:
         try:
-            return self._transaction(books, rows, wall_ns)
+            if self._sequence == 0 or going_on.has_failed_too_often(self._writer, wall_ns):
+                return None
+            found = going_on.read(self._writer, self._sequence)
+        except sqlite3.Error as error:
+            raise StoreError(f"the state in {self._path} cannot be read: {error}") from error
+        if found is not None:
+            self._note(wall_ns, going_on.RESTORING)
+        return found
+
+    def _note(self, wall_ns: int, kind: str) -> None:
+        try:
+            going_on.note_bad_end(self._writer, wall_ns, kind)
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path} cannot be written: {error}") from error
+
+    def _commit(self, books: bytes, receipts: Sequence[Receipt], wall_ns: int, progress: Progress) -> int:
+        rows = [_row(receipt) for receipt in receipts]
+        packed = going_on.packed(progress)
+        try:
+            return self._transaction(books, rows, wall_ns, packed)
         except sqlite3.Error as error:
             if not is_broken(error):
                 raise StoreError(
@@ -130,11 +171,11 @@ class Store:
                 ) from error
             self._replace_file(str(error))
         try:
-            return self._transaction(books, rows, wall_ns)
+            return self._transaction(books, rows, wall_ns, packed)
         except sqlite3.Error as error:
             raise StoreError(f"the books were not committed to the fresh {self._path}: {error}") from error
 
-    def _transaction(self, books: bytes, rows: Sequence[tuple[object, ...]], wall_ns: int) -> int:
+    def _transaction(self, books: bytes, rows: Sequence[tuple[object, ...]], wall_ns: int, packed: Packed) -> int:
         connection = self._writer
         connection.execute("BEGIN IMMEDIATE")
         try:
@@ -149,6 +190,7 @@ class Store:
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
+            going_on.write(connection, sequence, packed)
             removed = self._retain(wall_ns)
             connection.execute("COMMIT")
         except BaseException:

@@ -1,0 +1,94 @@
+"""Decode in step time: the tokens of every known request over one range of cells, and the KV cache that they read.
+
+Within a range a request's tokens follow the engine's steps, not the wall clock; between ranges they follow the wall
+clock. Where no steps are counted both are the same. KV reads grow with the context, so their rate is affine in step
+time.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+
+from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS, start_of
+from jouled.core.attribution.load import Row
+from jouled.core.attribution.request import Request
+from jouled.model.units import NANOSECONDS_PER_SECOND
+
+
+class Pace:
+    """Step time over a range: it begins at 0 and runs `pace` units per second in each cell."""
+
+    def __init__(self, begin: int, rows: Sequence[Row]) -> None:
+        self._begin_ns = start_of(begin)
+        self._rows = rows
+        for row, elapsed in zip(rows, accumulate((row.pace * CELL_SECONDS for row in rows), initial=0.0), strict=False):
+            row.elapsed = elapsed
+        self.end_ns = start_of(begin + len(rows))
+
+    def at(self, t_ns: int) -> float:
+        """Step time at a moment of the range, its end included."""
+        index, offset_ns = divmod(t_ns - self._begin_ns, CELL_NS)
+        if index == len(self._rows):
+            index, offset_ns = index - 1, CELL_NS
+        row = self._rows[index]
+        return row.elapsed + row.pace * offset_ns / NANOSECONDS_PER_SECOND
+
+
+class Decoding:
+    """Running sums of a range: entries at cells in which a request's decode begins or ends."""
+
+    def __init__(self, begin: int, rows: Sequence[Row]) -> None:
+        self._begin = begin
+        self._rows = rows
+        self._pace = Pace(begin, rows)
+        size = len(rows) + 1
+        self._count = [0] * size
+        self._rate, self._kv, self._slope = [0.0] * size, [0.0] * size, [0.0] * size
+
+    def fill(self, requests: Iterable[Request]) -> None:
+        """Set the requests' rates in step time, and the rows' `decode` and `kv`."""
+        begin_ns, pace = start_of(self._begin), self._pace
+        for request in requests:
+            work = request.work
+            rate = work.decode_rate
+            from_ns = max(work.first_ns, work.from_ns, begin_ns)
+            until_ns = min(work.last_ns, pace.end_ns)
+            if rate > 0.0 and until_ns > from_ns:
+                low, high = pace.at(from_ns), pace.at(until_ns)
+                seconds = (until_ns - from_ns) / NANOSECONDS_PER_SECOND
+                paced = rate * seconds / (high - low)
+                context = work.prompt + rate * (from_ns - work.first_ns) / NANOSECONDS_PER_SECOND - paced * low
+                request.tokens_per_pace, request.context_at_origin = paced, context
+                self._insert(from_ns, low, until_ns, high, paced, context)
+        self._sweep()
+
+    def _insert(self, from_ns: int, low: float, until_ns: int, high: float, rate: float, context: float) -> None:
+        self._turn(from_ns // CELL_NS - self._begin, low, rate, context, 1)
+        last = until_ns // CELL_NS - self._begin
+        if last < len(self._rows):
+            self._turn(last, high, rate, context, -1)
+
+    def _turn(self, index: int, at: float, rate: float, context: float, sign: int) -> None:
+        """From step time `at` on, in cell `index`, a request decodes (+1) or no longer does (−1)."""
+        row = self._rows[index]
+        end = row.elapsed + row.pace * CELL_SECONDS
+        rest = end - at
+        slope = rate * rate
+        row.decode += sign * rate * rest
+        row.kv += sign * (rate * context * rest + slope * (end * end - at * at) / 2)
+        self._count[index + 1] += sign
+        self._rate[index + 1] += sign * rate
+        self._kv[index + 1] += sign * rate * context
+        self._slope[index + 1] += sign * slope
+
+    def _sweep(self) -> None:
+        count, rate, kv, slope = 0, 0.0, 0.0, 0.0
+        for index, row in enumerate(self._rows):
+            count += self._count[index]
+            if count:
+                rate, kv, slope = rate + self._rate[index], kv + self._kv[index], slope + self._slope[index]
+                length = row.pace * CELL_SECONDS
+                row.decode += rate * length
+                row.kv += kv * length + slope * length * (row.elapsed + length / 2)
+            else:
+                rate = kv = slope = 0.0
+            row.decode, row.kv = max(row.decode, 0.0), max(row.kv, 0.0)

@@ -1,0 +1,150 @@
+"""What an engine's own meter says about the priors: the uplift of being busy, and the ratios between channels.
+
+Energy above idle over windows of ten seconds and more is regressed on busy time and on each channel's expected work,
+with the priors as a ridge (docs/attribution.md, learning). The uplift is weakly identifiable without the ratios being
+free as well, so all are fitted together; whether the ratios are used is the operator's choice.
+"""
+
+from collections.abc import Collection, Sequence
+from math import sqrt
+from typing import NamedTuple
+
+from jouled.core.attribution.cells import CELL_SECONDS
+
+UPLIFT_PRIOR, UPLIFT_SPREAD = 0.5, 0.35
+"""Uplift as a multiple of idle power (attribution.md section 3.4)."""
+UPLIFT_MAX = 1.5
+RATIO_SPREAD, RATIO_SPREAD_UNKNOWN = 0.25, 0.5
+"""Standard deviation of a channel's ratio to its prior, with and without the model's architecture (section 3.7)."""
+SCALE_SPREAD = 2.0
+"""The common scale of all channels is the meter's to tell."""
+FACTOR_MIN, FACTOR_MAX = 0.25, 4.0
+WINDOWS_MIN = 2
+WINDOW_CELLS = 100
+PREFILLS_PER_WINDOW = 20.0
+FORGET = 0.99
+"""Per window: half of the weight is gone after about twelve minutes."""
+NOISE_MIN = 0.04
+"""Relative error of a window's energy that the model leaves in any case: edges, the meter's phase."""
+SIZE = 6
+"""Unknowns: uplift, and the five channels."""
+
+Matrix = list[list[float]]
+
+
+class Fitted(NamedTuple):
+    """uplift: as a multiple of idle power; factors: by what each channel's prior is to be multiplied, 1 on average."""
+
+    uplift: float
+    factors: tuple[float, ...]
+
+
+class Learning:
+    """Least squares with forgetting; `fitted` begins as the priors have it."""
+
+    def __init__(self, *, architecture: bool) -> None:
+        self._spread = RATIO_SPREAD if architecture else RATIO_SPREAD_UNKNOWN
+        self._window = [0.0] * (SIZE + 1)
+        self._cells = 0
+        self._windows = 0
+        self._weight = 0.0
+        self._moments: Matrix = [[0.0] * (SIZE + 1) for _ in range(SIZE + 1)]
+        self.fitted = Fitted(UPLIFT_PRIOR, (1.0,) * (SIZE - 1))
+
+    def observe(
+        self,
+        busy: Sequence[float],
+        expected: Sequence[Sequence[float]],
+        above_idle_uj: Sequence[float],
+        idle_uj: float,
+        prefill_seconds: float,
+        looks: Collection[int],
+    ) -> None:
+        """Take a range of cells: busy fraction, expected work by channel, energy above idle; and fit anew.
+
+        idle_uj: idle energy of a cell; prefill_seconds: a usual prefill, of which a window must hold many. Windows end
+        where the page was looked at (`looks`: cells of the range before which that was), for there steps are exact.
+        """
+        cells_min = max(WINDOW_CELLS, round(PREFILLS_PER_WINDOW * prefill_seconds / CELL_SECONDS))
+        window = self._window
+        taken = 0
+        for cell, (fraction, work, energy_uj) in enumerate(zip(busy, expected, above_idle_uj, strict=True), start=1):
+            window[0] += fraction * idle_uj
+            for channel, share in enumerate(work, start=1):
+                window[channel] += share
+            window[SIZE] += energy_uj
+            self._cells += fraction > 0.0
+            if self._cells >= cells_min and (cell in looks or not looks):
+                taken += self._take(window)
+                window = self._window = [0.0] * (SIZE + 1)
+                self._cells = 0
+        if taken and self._windows >= WINDOWS_MIN:
+            self.fitted = self._fit()
+
+    def _take(self, window: Sequence[float]) -> bool:
+        """Add one window, relative to its energy so that all weigh the same."""
+        energy_uj = window[SIZE]
+        if energy_uj <= 0.0 or sum(window[1:SIZE]) <= 0.0:
+            return False
+        row = [value / energy_uj for value in window]
+        for i, left in enumerate(row):
+            moments = self._moments[i]
+            for j, right in enumerate(row):
+                moments[j] = FORGET * moments[j] + left * right
+        self._weight = FORGET * self._weight + 1.0
+        self._windows += 1
+        return True
+
+    def _fit(self) -> Fitted:
+        scale = self._scale()
+        estimate = [UPLIFT_PRIOR, *([scale] * (SIZE - 1))]
+        noise = 5 * NOISE_MIN
+        for _ in range(3):
+            estimate = self._ridge(scale, noise)
+            noise = max(NOISE_MIN, sqrt(self._residual(estimate) / self._weight))
+        clipped = [min(max(value / scale, FACTOR_MIN), FACTOR_MAX) for value in estimate[1:]]
+        uplift = min(max(estimate[0], 0.0), UPLIFT_MAX)
+        return Fitted(uplift, tuple(clipped))
+
+    def _scale(self) -> float:
+        """Joules measured per joule expected, with the uplift as the prior has it."""
+        moments = self._moments
+        squares = sum(sum(moments[i][1:SIZE]) for i in range(1, SIZE))
+        product = sum(moments[SIZE][1:SIZE]) - UPLIFT_PRIOR * sum(moments[0][1:SIZE])
+        total = sum(moments[SIZE][1:SIZE])
+        return max(product, 0.05 * total) / squares
+
+    def _ridge(self, scale: float, noise: float) -> list[float]:
+        """Posterior mean under independent ratios around a common, nearly free scale."""
+        precision = 1.0 / (self._spread * scale) ** 2
+        # Sherman and Morrison: the inverse of s²·I + t²·11ᵀ.
+        common = precision * SCALE_SPREAD**2 / (self._spread**2 + (SIZE - 1) * SCALE_SPREAD**2)
+        matrix = [[self._moments[i][j] / noise**2 for j in range(SIZE)] for i in range(SIZE)]
+        vector = [self._moments[i][SIZE] / noise**2 for i in range(SIZE)]
+        matrix[0][0] += UPLIFT_SPREAD**-2
+        vector[0] += UPLIFT_PRIOR * UPLIFT_SPREAD**-2
+        for i in range(1, SIZE):
+            matrix[i][i] += precision
+            for j in range(1, SIZE):
+                matrix[i][j] -= common
+            vector[i] += scale * (precision - (SIZE - 1) * common)
+        return solve(matrix, vector)
+
+    def _residual(self, estimate: Sequence[float]) -> float:
+        """Sum of squared relative errors of the windows under an estimate."""
+        signed = [*estimate, -1.0]
+        return max(sum(a * b * self._moments[i][j] for i, a in enumerate(signed) for j, b in enumerate(signed)), 0.0)
+
+
+def solve(matrix: Matrix, vector: Sequence[float]) -> list[float]:
+    """Solution of a small symmetric positive definite system, by elimination."""
+    size = len(vector)
+    rows = [[*row, value] for row, value in zip(matrix, vector, strict=True)]
+    for pivot in range(size):
+        for below in range(pivot + 1, size):
+            factor = rows[below][pivot] / rows[pivot][pivot]
+            rows[below] = [b - factor * p for b, p in zip(rows[below], rows[pivot], strict=True)]
+    solution = [0.0] * size
+    for i in reversed(range(size)):
+        solution[i] = (rows[i][size] - sum(rows[i][j] * solution[j] for j in range(i + 1, size))) / rows[i][i]
+    return solution
