@@ -7,7 +7,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test acceptance test-real lint bench bench-attribution docs clean
+.PHONY: help setup run test acceptance test-real lint bench bench-attribution plots docs clean
 
 help:  ## show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -54,6 +54,9 @@ bench: $(INSTALLED_DEV)  ## what the daemon costs, as JSON lines
 
 bench-attribution: $(INSTALLED_DEV)  ## how close receipts are to the truth, case by case, as JSON lines
 	$(BIN)/python -m bench.attribution $(ARGS)
+
+plots: $(INSTALLED_DEV)  ## draw the figures of docs/attribution.md anew (minutes)
+	$(BIN)/python -m bench.plots $(ARGS)
 
 docs: $(INSTALLED)  ## write docs/metrics.md and docs/configuration.md from the code
 	@scripts/generate_docs.sh

@@ -54,6 +54,7 @@ items = st.one_of(
         uplift_watts=st.none() | watts,
         max_watts=st.none() | watts,
         wrap_microjoules=st.none() | st.integers(0, 10**20),
+        fraction=st.none() | st.floats(0.0, 1.0, exclude_min=True),
     ),
     st.builds(
         Engine,
@@ -79,6 +80,7 @@ items = st.one_of(
         steps=maybe_counts,
         prompt_tokens=maybe_counts,
         requests_running=maybe_counts,
+        cpu_seconds=st.none() | st.floats(0.0, 1e9),
         latencies=st.dictionaries(
             st.sampled_from(["ttft", "tpot", "e2el"]),
             st.just(LatencyHistogram((0.1, 2.5), (1, 2, 3))) | st.just(LatencyHistogram((), (0,))),

@@ -135,17 +135,51 @@ def test_cells_are_verified_when_gauge_and_events_agree():
     book = census()
     book.sample(look(5, 2))
     book.known(START + 2 * SECOND, START + 8 * SECOND, START + 8 * SECOND)
-    assert book.verified_ns(START + 60 * SECOND) == 0
+    assert book.verified_ns(START + 60 * SECOND, START) == 0
     book.known(START + 4 * SECOND, START + 30 * SECOND, START + 31 * SECOND)
-    assert book.verified_ns(START + 19 * SECOND) == 0, "the look is not 15 s old"
-    assert book.verified_ns(START + 20 * SECOND) == START + 5 * SECOND
+    assert book.verified_ns(START + 19 * SECOND, START) == 0, "the look is not 15 s old"
+    assert book.verified_ns(START + 20 * SECOND, START) == START + 5 * SECOND
 
 
 def test_events_before_their_look_count_too():
     book = census()
     book.known(START + 4 * SECOND, START + 6 * SECOND, START + 6 * SECOND)
     book.sample(look(5, 1))
-    assert book.verified_ns(START + 20 * SECOND) == START + 5 * SECOND
+    assert book.verified_ns(START + 20 * SECOND, START) == START + 5 * SECOND
+
+
+def test_a_look_that_saw_somebody_untold_holds_what_lies_behind_it():
+    """Also where nobody is there any more: an abort is told by nobody, and the others are not told from it."""
+    book, now = census(), START + 100 * SECOND
+    for at, running in ((5, 0), (10, 1), (15, 0), (20, 0), (25, 0)):
+        book.sample(look(at, running))
+    assert book.verified_ns(now, START) == START + 5 * SECOND
+    assert book.verified_ns(now, START + 10 * SECOND) == START + 25 * SECOND, "the horizon has passed it"
+    book.known(START + 8 * SECOND, START + 12 * SECOND, START + 90 * SECOND)
+    assert book.verified_ns(now, START) == START + 25 * SECOND
+
+
+@pytest.mark.parametrize("running", [1, 2])
+@pytest.mark.parametrize("told_first", [False, True])
+def test_a_gauge_may_be_a_step_behind(running, told_first):
+    """A request that ended 50 ms before the look may still be in the gauge, as that of one that began may not yet.
+
+    Such a look holds nothing up, but it verifies nothing either: one not told of yet could stand in for them.
+    """
+    book, now = census(), START + 60 * SECOND
+    ended = (START + 2 * SECOND, START + 5 * SECOND - 50_000_000, START + 5 * SECOND)
+    began = (START + 5 * SECOND - 50_000_000, START + 8 * SECOND, START + 8 * SECOND)
+    if told_first:
+        book.known(*ended)
+    book.sample(look(5, running))
+    book.known(*began)
+    if not told_first:
+        book.known(*ended)
+    assert book.verified_ns(now, START) == 0
+    book.sample(look(7, 1))
+    assert book.verified_ns(now, START) == START + 7 * SECOND
+    book.sample(look(10, 1))
+    assert book.verified_ns(now, START) == START + 7 * SECOND, "nobody came or went near this look"
 
 
 def test_the_horizon_follows_the_longest_requests():

@@ -1,22 +1,29 @@
-"""The worked example of docs/attribution.md."""
+"""The worked examples of docs/attribution.md."""
 
 import pytest
 from tests.core.scenario import request
 
-from jouled.core.attribution.cells import CELL_NS
+from jouled.core.attribution.cells import CELL_NS, start_of
+from jouled.core.attribution.census import Look
+from jouled.core.attribution.decode import Decoding
 from jouled.core.attribution.engine import EngineBook, Split
-from jouled.core.attribution.load import Work
-from jouled.core.attribution.priors import Betas
+from jouled.core.attribution.learning import Learning
+from jouled.core.attribution.load import Row, Work
 from jouled.core.attribution.request import Request
+from jouled.core.attribution.step_clock import StepClock
 from jouled.model.engine import Engine
 from jouled.model.parameters import Parameters
 
 CELL = 17_000_000_000
+ONE_JOULE_PER_STEP = {"weight_bytes": 1 / 60e-12}
+A_TENTH_PER_TOKEN = {"active_parameters": 0.1 / (2 * 0.45e-12), "parameters": 0.1 / (2 * 0.45e-12)}
 
 
 def test_two_requests_in_one_cell():
-    book = EngineBook(Engine(name="e"), Parameters())
-    book.betas = Betas(step=1.0, prefill=0.0, attention=0.0, decode=0.1, kv=0.0, source="configuration")
+    engine = Engine(
+        name="e", layers=1, hidden_size=1, kv_bytes_per_token=1.0, **ONE_JOULE_PER_STEP, **A_TENTH_PER_TOKEN
+    )
+    book = EngineBook(engine, Parameters())
     book.begin(CELL)
     begin, end = CELL * CELL_NS, (CELL + 1) * CELL_NS
     requests = []
@@ -33,3 +40,52 @@ def test_two_requests_in_one_cell():
         pytest.approx(19.5),
         pytest.approx(20.5),
     ]
+
+
+def test_tokens_follow_the_steps():
+    """Nine steps in the first cell, one in the second, beside a prefill."""
+    rows = [Row(), Row()]
+    for row, steps in zip(rows, (9, 1), strict=True):
+        row.pace = steps / 0.1
+    begin, end = start_of(CELL), start_of(CELL + 2)
+    member = Request(request("a", 0.0), Work(begin - 1, begin, end, 0, 100, 100, 11, begin), ())
+    Decoding(CELL, rows).fill([member])
+    assert [row.decode for row in rows] == [pytest.approx(9), pytest.approx(1)]
+    assert [row.kv for row in rows] == [pytest.approx(940.5), pytest.approx(109.5)]
+
+
+def test_how_much_denser_steps_are_without_a_prefill():
+    """Two kinds of 5 s between looks: 100 steps without a prefill, 82 with one for a second of it."""
+    rows, looks, steps = [], [look_at(0, 0)], 0
+    for interval in range(8):
+        prefills = interval % 2
+        for cell in range(50):
+            row = Row()
+            row.busy, row.prefilling = 1.0, float(prefills and cell < 10)
+            rows.append(row)
+        steps += 82 if prefills else 100
+        looks.append(look_at(50 * (interval + 1), steps))
+    clock = StepClock()
+    assert clock.set(CELL, rows, looks)
+    assert clock.ratio == pytest.approx(2 / 20)
+    assert [rows[cell].steps for cell in (0, 50, 99)] == [pytest.approx(2.0), pytest.approx(0.2), pytest.approx(2.0)]
+
+
+def look_at(cell: int, steps: int) -> Look:
+    look = Look(start_of(CELL + cell), None, None)
+    look.steps = steps
+    return look
+
+
+def test_the_uplift_comes_away_from_its_prior_as_windows_come_in():
+    """Idle and uplift 100 W, half a joule per joule that the priors expect; windows of 10 s, full and half full."""
+    learning, fitted = Learning(architecture=True), []
+    assert learning.fitted.uplift == 0.5
+    for _ in range(10):
+        for joules_expected in (2000.0, 1000.0):
+            work = [(joules_expected / 100, 0.0, 0.0, 0.0, 0.0)] * 100
+            above_uj = [1e6 * (1000.0 + 0.5 * joules_expected) / 100] * 100
+            learning.observe([1.0] * 100, work, above_uj, 10e6, 0.0, ())
+        fitted.append(learning.fitted.uplift)
+    assert fitted == sorted(fitted)
+    assert (fitted[0], fitted[-1]) == (pytest.approx(0.89, abs=0.005), pytest.approx(0.99, abs=0.005))

@@ -171,6 +171,12 @@ def test_an_estimated_group_has_owners_and_receipts_and_stays_apart():
     assert "device_energy_joules_total" not in result.snapshot.counters
     assert {k[3] for k in result.snapshot.counters["energy_joules_total"]} == {"estimated"}
     assert "tokens_per_joule" not in result.snapshot.gauges
+    counters = result.snapshot.counters
+    halves_of_ratios = ("slo_tokens_total", "slo_energy_joules_total", "slo_deadline_tokens_total")
+    assert not any(counters.get(name) for name in (*halves_of_ratios, "attributed_energy_joules_total"))
+    assert not result.snapshot.histograms["request_energy_joules"]
+    assert counters["requests_total"] == {("e", "tiny", "completed"): 1}
+    assert sum(counters["slo_requests_total"].values()) == 1
 
 
 def test_idle_policies_move_static_power_and_nothing_else():

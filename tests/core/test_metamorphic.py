@@ -128,20 +128,17 @@ def streamed_and_offline(requests: tuple[RequestEvent, ...], seed: int) -> tuple
 @given(bursts(), SEEDS)
 def test_streaming_at_any_times_is_one_finish(requests, seed):
     streamed, offline = streamed_and_offline(requests, seed)
-    without = {"sigma_joules": None, "sigma_split_joules": None}
-    assert [change(r, **without) for r in streamed] == [change(r, **without) for r in offline]
+    assert streamed == offline
 
 
-@pytest.mark.xfail(strict=True, reason="sigma is taken with the engine's state at the end of a call, not of the cell")
 def test_streaming_gives_the_sigma_of_one_finish():
     requests = tuple(request(f"r{i}", 2.0 + 7.0 * i, decode=1.0 + i, prompt=100 + 300 * i) for i in range(12))
     streamed, offline = streamed_and_offline(requests, 1)
     assert [r.sigma_joules for r in streamed] == [r.sigma_joules for r in offline]
 
 
-@pytest.mark.xfail(strict=True, reason="a later look at which gauge and events agree closes what an earlier one held")
 def test_an_event_later_than_the_gauge_waits_but_within_the_horizon_changes_no_final():
-    """Two looks saw a request that nobody has told of; an idle look after its end closes its cells all the same."""
+    """Two looks saw a request that nobody has told of: idle looks after its end do not close its cells."""
     event = request("a", 6.0, decode=12.0, generated=300)
     base = node((event,))
     late = change(event, seen_ns=event.last_token_ns + 40 * SECOND)
@@ -314,9 +311,12 @@ def test_any_number_of_wraps_changes_nothing(requests, range_joules, resets):
 
 
 @FEW
-@given(bursts(), st.lists(st.integers(1, 478), max_size=4, unique=True))
+@given(bursts(), st.lists(st.integers(1, 239).map(lambda k: 2 * k), max_size=4, unique=True))
 def test_resets_lose_their_intervals_and_nothing_else(requests, at):
-    """A counter that starts over: the interval in which it did carries no energy, is counted, and the rest adds up."""
+    """A counter that starts over: the interval in which it did carries no energy, is counted, and the rest adds up.
+
+    Never twice in a row: a counter that is read as 0 and then as 0 again has not been seen to start over.
+    """
     base, lost, floor = node(requests), 0, 0
     readings: list[Input] = []
     told = base.readings()

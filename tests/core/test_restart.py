@@ -1,5 +1,7 @@
 """A core that was cut off between two commits goes on as if nothing had happened."""
 
+from collections import OrderedDict
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from tests.core.scenario import PARAMETERS, SECOND, START, Node, assert_balanced
 
 from jouled.core.books import Books
 from jouled.core.continuity import checkpoint, resume
+from jouled.core.identity import Waiting
 from jouled.core.journal import Journal
 from jouled.core.pipeline import Pipeline
 from jouled.core.state import StateError, freeze, thaw
@@ -305,3 +308,24 @@ def test_shared_objects_stay_shared():
     assert group.engines[0] is pipeline._books["e"]
     assert pipeline._take[Device].__self__ is pipeline
     assert pipeline._meters["gpu0"].device.kind is DeviceKind.GPU
+
+
+def test_ordered_dictionaries_come_back_in_order():
+    waiting = Waiting()
+    waiting._by_id = OrderedDict((f"r{k}", []) for k in (3, 1, 2))
+    waiting._by_id.move_to_end("r3")
+    again = thaw(b"".join(freeze(waiting, VERSION).chunks()), VERSION)
+    assert list(again._by_id) == ["r1", "r2", "r3"]
+    assert again._by_id.popitem(last=False) == ("r1", [])
+
+
+def test_time_away_does_not_count_as_waiting_for_events():
+    """A request that was there before ten minutes away and is told of a minute after them keeps its joules."""
+    told = request("across", 35.0, decode=603.0, generated=600)
+    late = change(told, seen_ns=told.last_token_ns + 40 * SECOND)
+    node = Node((told,), seconds=900.0, interval=1.0)
+    inputs = sorted([*node.readings(), late], key=when)
+    daemon, receipts = away([*node.devices(), node.engine, *inputs], 40.0, 640.0 - 4.0)
+    assert "late_events_total" not in daemon.pipeline.snapshot(START).counters
+    assert receipts["across"].validity == "interrupted"
+    assert receipts["across"].joules == pytest.approx((100.0 + 80.0) * (5.0 + 2.2), rel=0.1)

@@ -3,14 +3,15 @@
 import msgspec
 import pytest
 from msgspec.structs import replace as change
-from tests.core.scenario import PARAMETERS, SECOND, START, Node, gpu, request, run, when
+from tests.core.scenario import PARAMETERS, SECOND, START, Node, assert_balanced, gpu, request, run, when
 
+from jouled.core.attribution.engine import EngineBook
 from jouled.core.books import Books
 from jouled.core.pipeline import Pipeline
 from jouled.model.device import Device, DeviceKind
 from jouled.model.engine import Engine, EngineSample
-from jouled.model.readings import EnergyReading
-from jouled.model.requests import RequestEvent
+from jouled.model.readings import ClockStep, EnergyReading
+from jouled.model.requests import RequestEvent, RequestStart
 
 ENGINE = Engine(name="e", type="vllm", model="x-8B", devices=("gpu0",))
 
@@ -211,3 +212,95 @@ def test_one_request_with_an_absurd_arrival_does_not_stretch_the_horizon():
         pipeline.advance(START + k * SECOND)
     [engine] = pipeline.snapshot(START).engines
     assert engine.watermark_ns > START + 200 * SECOND
+
+
+@pytest.mark.parametrize(
+    ("name", "arrival_ns", "reason"),
+    [
+        ("", START, "no_id"),
+        ("a", -1, "before_the_epoch"),
+        ("a", START + 90 * SECOND, "in_the_future"),
+        ("a", START + 50 * SECOND, ""),
+    ],
+)
+def test_an_unsound_start_is_refused(name, arrival_ns, reason):
+    """One from the far future would never be abandoned."""
+    pipeline = begin(gpu(0), ENGINE, reading(0))
+    pipeline.advance(START)
+    assert pipeline.feed(RequestStart(engine="e", id=name, arrival_ns=arrival_ns)) == reason
+    assert len(pipeline._books["e"].in_flight) == (not reason)
+    refused = pipeline.snapshot(START).counters.get("rejected_events_total", {})
+    assert refused == ({(reason,): 1} if reason else {})
+
+
+def test_a_clock_that_steps_for_ever_is_remembered_for_a_day():
+    pipeline = begin(gpu(0), ENGINE)
+    for hour in range(200):
+        t_ns = START + hour * 3600 * SECOND
+        pipeline.feed(ClockStep(t_ns, hour))
+        pipeline.advance(t_ns)
+    assert len(pipeline.clock_steps) <= 26
+    assert pipeline._wall_offset_ns(START + 175 * 3600 * SECOND) == 175, "a day ago"
+
+
+def test_one_id_for_all_requests_stays_cheap():
+    pipeline = begin(gpu(0), ENGINE, reading(0))
+    events = [request("same", 2.0 * k, decode=1.0) for k in range(1000)]
+    assert {pipeline.feed(event) for event in events} == {""}
+    assert pipeline.feed(events[-300]) == "duplicate"
+    assert len(pipeline._admission._by_id["e", "same"]) == 400
+
+
+def swept(monkeypatch) -> list[int]:
+    """How many cells are swept from now on, one by one."""
+    cells, plain = [], EngineBook._sweep_cell
+    monkeypatch.setattr(EngineBook, "_sweep_cell", lambda book, cell: (cells.append(cell), plain(book, cell))[1])
+    return cells
+
+
+@pytest.mark.parametrize("back", [("gpu0",), ("gpu1",), ("gpu0", "gpu1"), ()])
+def test_a_gap_of_days_costs_the_same_whoever_is_back_first(monkeypatch, back):
+    """A suspended host: some devices are read before time passes, the others after it, or never again."""
+    engine = change(ENGINE, devices=("gpu0", "gpu1"))
+    told = [
+        gpu(0),
+        gpu(1),
+        engine,
+        *(EnergyReading(f"gpu{i}", START + k * SECOND, k * 10**8) for k in range(30) for i in (0, 1)),
+    ]
+    pipeline = begin(*told)
+    pipeline.advance(START + 29 * SECOND)
+    cells, woken = swept(monkeypatch), START + 30 * 86_400 * SECOND
+    for name in back:
+        pipeline.feed(EnergyReading(name, woken, 30 * 10**8))
+    pipeline.advance(woken)
+    for name in {"gpu0", "gpu1"} - set(back):
+        pipeline.feed(EnergyReading(name, woken + SECOND, 30 * 10**8))
+    pipeline.advance(woken + 40 * SECOND)
+    pipeline.finish()
+    assert len(cells) < 20_000, "at most the horizon is closed cell by cell"
+    [book] = pipeline.snapshot(woken).groups
+    assert book.open_uj == 0
+    assert book.measured_uj == 2 * 30 * 10**8
+    assert book.idle_uj == 2 * 29 * 10**8
+
+
+def test_hours_of_silence_are_passed_over(monkeypatch):
+    """A replay that jumps from hour to hour, a request at each, no meter."""
+    pipeline, cells = begin(gpu(0), ENGINE, *(reading(k) for k in range(30))), swept(monkeypatch)
+    finals = []
+    for hour in range(1, 100):
+        now_ns = START + (hour * 3600 + 3) * SECOND
+        assert not pipeline.feed(request(f"r{hour}", hour * 3600.0, decode=1.0, seen_ns=now_ns))
+        finals += pipeline.advance(now_ns)
+    finals += pipeline.finish()
+    assert len({receipt.id for receipt in finals}) == 99
+    assert len(cells) < 99 * 3600 * 10 / 10
+
+
+def test_energy_told_late_before_the_first_advance_is_nobodys():
+    """A device that is silent for a day before its books begin: what it tells then belongs to no cell of theirs."""
+    pipeline = begin(gpu(0), ENGINE, *(reading(k) for k in range(5)), reading(86_400, watts=1))
+    pipeline.advance(START + 10 * SECOND)
+    pipeline.finish()
+    assert_balanced(pipeline.snapshot(START))

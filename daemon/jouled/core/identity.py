@@ -15,6 +15,8 @@ SAME_ARRIVAL_NS = NANOSECONDS_PER_SECOND
 """A gateway may retry under one id: the same id with another arrival is another request (attribution.md section 4)."""
 REMEMBER_NS = nanoseconds(1800.0)
 REMEMBER_MAX = 500_000
+REMEMBER_PER_ID = 400
+"""Of one id used for request after request: half an hour of a probe every 5 s. Each new one is held against all."""
 
 
 class Admission:
@@ -22,11 +24,21 @@ class Admission:
 
     def __init__(self) -> None:
         self._by_id: OrderedDict[tuple[str, str], list[tuple[int, int, int]]] = OrderedDict()
-        self._by_span: OrderedDict[tuple[str, str], tuple[int, int]] = OrderedDict()
+        self._by_span: OrderedDict[tuple[str, str, str], tuple[int, int]] = OrderedDict()
 
     def refuse(self, event: RequestEvent, now_ns: int) -> str:
         """The reason to refuse an event, or an empty string."""
         return unsound(event, now_ns) or self._repeated(event)
+
+    @staticmethod
+    def refuse_start(start: RequestStart, now_ns: int) -> str:
+        """The reason to refuse the start of a request, or an empty string."""
+        faults = {
+            "no_id": not start.id,
+            "before_the_epoch": start.arrival_ns < 0,
+            "in_the_future": bool(now_ns) and start.arrival_ns > now_ns + FUTURE_MAX_NS,
+        }
+        return next((word for word, found in faults.items() if found), "")
 
     def has_ended(self, start: RequestStart) -> bool:
         """Whether the end of a request was told before its start."""
@@ -37,22 +49,31 @@ class Admission:
         """A request was taken before a restart: it is not taken again. Times are core time."""
         content = content_of(request)
         entry = (request.arrival_ns, content, request.last_token_ns)
-        self._by_id.setdefault((request.engine, request.id), []).append(entry)
+        seen = self._by_id.setdefault((request.engine, request.id), [])
+        seen.append(entry)
+        del seen[:-REMEMBER_PER_ID]
 
     def _repeated(self, event: RequestEvent) -> str:
         content = content_of(event)
         seen_ns = max(event.seen_ns, event.last_token_ns)
-        seen = self._by_id.setdefault((event.engine, event.id), [])
+        key = (event.engine, event.id)
+        seen = self._by_id.get(key, ())
         for arrival_ns, known, _ in seen:
             if abs(arrival_ns - event.arrival_ns) <= SAME_ARRIVAL_NS:
                 return "duplicate" if known == content else "conflict"
         if event.trace_id and event.span_id:
-            span = self._by_span.setdefault((event.trace_id, event.span_id), (seen_ns, content))
+            # Pools that share a request may tell of their halves under one span.
+            span_key = (event.engine, event.trace_id, event.span_id)
+            span = self._by_span.setdefault(span_key, (seen_ns, content))
             if span[1] != content:
                 return "conflict"
-        seen[:] = [entry for entry in seen if entry[2] > seen_ns - REMEMBER_NS]
-        seen.append((event.arrival_ns, content, seen_ns))
-        self._by_id.move_to_end((event.engine, event.id))
+        entry = (event.arrival_ns, content, seen_ns)
+        if not seen:
+            self._by_id[key] = [entry]
+            return ""
+        recent = [other for other in seen if other[2] > seen_ns - REMEMBER_NS]
+        self._by_id[key] = [*recent, entry][-REMEMBER_PER_ID:]
+        self._by_id.move_to_end(key)
         return ""
 
     def forget_before(self, now_ns: int) -> None:
@@ -111,17 +132,20 @@ class Waiting:
         return [events[-1] for events in islice(reversed(self._by_id.values()), count)][::-1]
 
 
-def unsound(event: RequestEvent, now_ns: int) -> str:
+def unsound(event: RequestEvent, now_ns: int) -> str:  # noqa: PLR0911 - a line for each fault, and most events have none
     """What is wrong with an event's own figures, in a word; empty if nothing is."""
-    tokens = (event.prompt_tokens, event.generation_tokens, event.cached_prompt_tokens or 0)
-    faults = {
-        "no_id": not event.id,
-        "negative_tokens": min(*tokens, event.preemptions) < 0,
-        "absurd_tokens": max(tokens) > TOKENS_MAX,
-        "before_the_epoch": event.arrival_ns < 0,
-        "end_before_start": event.last_token_ns < event.arrival_ns,
-        "first_token_outside": not event.arrival_ns <= event.first_token_ns <= event.last_token_ns,
-        "absurd_duration": event.last_token_ns - event.arrival_ns > DURATION_MAX_NS,
-        "in_the_future": bool(now_ns) and event.last_token_ns > now_ns + FUTURE_MAX_NS,
-    }
-    return next((word for word, found in faults.items() if found), "")
+    prompt, generated, cached = event.prompt_tokens, event.generation_tokens, event.cached_prompt_tokens or 0
+    arrival_ns, last_ns = event.arrival_ns, event.last_token_ns
+    if not event.id:
+        return "no_id"
+    if prompt < 0 or generated < 0 or cached < 0 or event.preemptions < 0:
+        return "negative_tokens"
+    if prompt > TOKENS_MAX or generated > TOKENS_MAX or cached > TOKENS_MAX:
+        return "absurd_tokens"
+    if arrival_ns < 0:
+        return "before_the_epoch"
+    if not arrival_ns <= event.first_token_ns <= last_ns:
+        return "end_before_start" if last_ns < arrival_ns else "first_token_outside"
+    if last_ns - arrival_ns > DURATION_MAX_NS:
+        return "absurd_duration"
+    return "in_the_future" if now_ns and last_ns > now_ns + FUTURE_MAX_NS else ""

@@ -9,12 +9,12 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from jouled.core.absence import Absences
+from jouled.core.absence import KEEP_NS, Absences
 from jouled.core.accounting.account import Account, owners_quality
 from jouled.core.accounting.attainment import Attainment
 from jouled.core.accounting.components import Components, components_of
 from jouled.core.accounting.counters import HistogramBook
-from jouled.core.accounting.receipts import final_receipt, provisional_receipt
+from jouled.core.accounting.receipts import Receipts, provisional_receipt
 from jouled.core.accounting.windows import History, RatioWindow
 from jouled.core.attribution.cells import cell_of
 from jouled.core.attribution.engine import EngineBook
@@ -27,7 +27,7 @@ from jouled.core.ledger.meter import Meter
 from jouled.core.ledger.tree import host_of, leaves, meters
 from jouled.core.live import LiveMeters, LiveTokens, downtime_uj
 from jouled.core.topology import Group, default_devices, groups
-from jouled.model.device import Device, Quality
+from jouled.model.device import Device, DeviceKind, Quality
 from jouled.model.engine import Engine, EngineSample
 from jouled.model.parameters import Parameters
 from jouled.model.readings import ClockStep, DeviceStatus, EnergyReading, PowerReading, SourceReport
@@ -66,6 +66,7 @@ class Pipeline:
         self._parameters = parameters
         self._account = Account(parameters)
         self._meters: dict[str, Meter] = {}
+        self._partitions: dict[str, Device] = {}
         self._status: dict[str, DeviceStatus] = {}
         self._declared: dict[str, Engine] = {}
         self._books: dict[str, EngineBook] = {}
@@ -149,6 +150,10 @@ class Pipeline:
                 self.feed(reading)
 
     def _device(self, device: Device) -> str:
+        if device.kind is DeviceKind.PARTITION:
+            self._changed = self._changed or self._partitions.get(device.name) != device
+            self._partitions[device.name] = device
+            return ""
         self._absences.named_device(device.name)
         known = self._meters.get(device.name)
         if known is None:
@@ -239,10 +244,11 @@ class Pipeline:
         book = self._books.get(event.engine)
         if book is None:
             return self._why_no_book(event.engine)
-        reason = self._admission.refuse(event, max(self._now_ns, event.seen_ns))
+        now_ns = max(self._now_ns, event.seen_ns)
+        reason = self._admission.refuse(event, now_ns)
         if reason:
             return reason
-        self._attainment(event.engine).told_ns = max(self._now_ns, event.seen_ns)
+        self._attainment(event.engine).told_ns = now_ns
         self._waiting.add(event)
         late = book.ended(event)
         if late:
@@ -265,9 +271,10 @@ class Pipeline:
         book = self._books.get(start.engine)
         if book is None:
             return self._why_no_book(start.engine)
-        if not self._admission.has_ended(start):
+        reason = self._admission.refuse_start(start, max(self._now_ns, start.seen_ns))
+        if not reason and not self._admission.has_ended(start):
             book.started(start)
-        return ""
+        return reason
 
     def _source(self, report: SourceReport) -> str:
         view = SourceView(
@@ -281,6 +288,8 @@ class Pipeline:
     def _clock(self, step: ClockStep) -> str:
         self._steps.append((step.t_ns, step.wall_minus_core_ns))
         self._steps.sort()
+        kept_from = bisect_right(self._steps, (self._now_ns - KEEP_NS, 1 << 80)) - 1
+        del self._steps[: max(kept_from, 0)]
         return ""
 
     def _wall_offset_ns(self, core_ns: int) -> int:
@@ -302,7 +311,8 @@ class Pipeline:
             return
         self._changed = False
         engines = {engine.name: engine for engine in self._resolved_engines()}
-        wanted = groups((meter.device for meter in self._meters.values()), engines.values())
+        known = [*(meter.device for meter in self._meters.values()), *self._partitions.values()]
+        wanted = groups(known, engines.values())
         kept = {group: self._groups[group] for group in wanted if self._stays(group, engines)}
         for living in kept.values():
             for book in living.engines:
@@ -326,7 +336,14 @@ class Pipeline:
     def _stays(self, group: Group, engines: dict[str, Engine]) -> bool:
         """Whether a group goes on: there is one of these devices and engines, and each engine is where it was."""
         living = self._groups.get(group)
-        return living is not None and all(b.engine.devices == engines[b.engine.name].devices for b in living.engines)
+        if living is None or living.partitions != self._partitions_of(engines, group):
+            return False
+        return all(b.engine.devices == engines[b.engine.name].devices for b in living.engines)
+
+    def _partitions_of(self, engines: dict[str, Engine], group: Group) -> dict[str, Device]:
+        """The partitions that the engines of a group run on."""
+        named = {name for engine in group.engines for name in engines[engine].devices}
+        return {name: device for name, device in self._partitions.items() if name in named}
 
     def _retire(self, group: Group, old: DeviceGroup, closed: dict[str, int], edges: dict[str, int]) -> None:
         """Close a group whose devices or engines change, up to its last reading."""
@@ -356,6 +373,7 @@ class Pipeline:
             self._parameters.idle_policy,
             quarantined=quarantined,
             host=self.host,
+            partitions=self._partitions_of(engines, group),
         )
         for former in self._groups.values():
             found.inherit(former)
@@ -367,9 +385,8 @@ class Pipeline:
 
     def _knows_uplift(self, engine: Engine) -> bool:
         """Whether all devices of an engine tell what being busy adds: without it, step density would mislead."""
-        return all(
-            self._meters[name].device.uplift_watts is not None for name in engine.devices if name in self._meters
-        )
+        names = [self._partitions[n].parent if n in self._partitions else n for n in engine.devices]
+        return all(self._meters[name].device.uplift_watts is not None for name in names if name in self._meters)
 
     def _account_of(self, group: Group) -> GroupAccount:
         key = (group.devices, group.engines)
@@ -476,7 +493,23 @@ class Pipeline:
             sums[engine, owner] = sums.get((engine, owner), 0) + microjoules
         for (engine, owner), microjoules in sums.items():
             self._book(group, books, Booking(engine, owner, microjoules))
-        return [self._final(books, final) for final in finals]
+        return self._finals(books, finals)
+
+    def _finals(self, books: DeviceGroup, finals: Iterable[Final]) -> list[Receipt]:
+        """Receipts of requests that became final together, in their order; counted as they are made."""
+        quality, idle_source = Quality.ESTIMATED if books.estimated else Quality.MEASURED, self.host.idle_source
+        by_engine = {book.engine.name: Receipts(book, self._parameters, quality, idle_source) for book in books.engines}
+        receipts = []
+        for final in finals:
+            request, event = final.request, final.request.event
+            if self._absences.interrupted(request.work.start_ns, event.last_token_ns):
+                request.flags = (*request.flags, "interrupted")
+            components = self._components(final, estimated=quality is Quality.ESTIMATED)
+            receipt = by_engine[event.engine].final(final, components, self._wall_offset_ns(event.last_token_ns))
+            self._waiting.remove(event)
+            self._account.book_request(event, receipt, components)
+            receipts.append(receipt)
+        return receipts
 
     def _book(self, group: Group, books: DeviceGroup, booking: Booking) -> None:
         quality = Quality.ESTIMATED if books.estimated else Quality.MEASURED
@@ -486,33 +519,15 @@ class Pipeline:
         model = self._declared[booking.engine].model if booking.engine in self._declared else ""
         self._account.book_energy(booking.engine, model, booking.owner, quality, booking.microjoules)
 
-    def _final(self, books: DeviceGroup, final: Final) -> Receipt:
-        event = final.request.event
-        if self._absences.interrupted(final.request.work.start_ns, event.last_token_ns):
-            final.request.flags = (*final.request.flags, "interrupted")
-        quality = Quality.ESTIMATED if books.estimated else Quality.MEASURED
-        offset_ns = self._wall_offset_ns(event.last_token_ns)
-        book, components = self._books_by_engine(books, event.engine), self._components(books, final)
-        receipt = final_receipt(
-            final, components, book, self._parameters, quality, offset_ns, host_idle_source=self.host.idle_source
-        )
-        self._waiting.remove(event)
-        self._account.book_request(event, receipt, components)
-        return receipt
-
-    def _components(self, books: DeviceGroup, final: Final) -> Components:
+    def _components(self, final: Final, *, estimated: bool) -> Components:
         """What a final request owns of its devices, the host and the rest of the node; a guess has no residual."""
         request, compute_uj = final.request, final.prefill_uj + final.decode_uj + final.resident_uj
         host_uj = self.host.claim(request.event.engine, request)
         residual_uj = None
-        if not books.estimated:
+        if not estimated:
             used_uj = compute_uj + (host_uj or 0)
             residual_uj = self._live.residual.claim(used_uj, request.work.start_ns, request.work.last_ns)
         return components_of(self._parameters.price, compute_uj, host_uj, residual_uj)
-
-    @staticmethod
-    def _books_by_engine(books: DeviceGroup, engine: str) -> EngineBook:
-        return next(book for book in books.engines if book.engine.name == engine)
 
     def _book_hardware(self, group: Group, books: DeviceGroup) -> None:
         edge_ns = books.edge_ns
@@ -637,7 +652,8 @@ class Pipeline:
 
     def _knows_goodput(self) -> bool:
         """Whether request events tell of most tokens: goodput of a sample would be too low by what is left out."""
-        covered = [book.lost.coverage for name, book in self._books.items() if not self._is_estimated(name)]
+        books = [book for name, book in self._books.items() if not self._is_estimated(name)]
+        covered = [0.0 if book.by_counters else book.lost.coverage for book in books]
         return all(coverage is None or coverage >= LOWEST_COVERAGE for coverage in covered)
 
     def _put_attainments(self, gauges: Gauges, now_ns: int) -> None:
@@ -688,7 +704,7 @@ class Pipeline:
             watermark_ns=book.edge_ns if book else None,
             requests_running=sample.requests_running if sample else None,
             requests_waiting=sample.requests_waiting if sample else None,
-            coverage=book.lost.coverage if book else None,
+            coverage=book.lost.coverage if book and not book.by_counters else None,
             generation_tokens_per_second=tokens / window.seconds()
             if window and tokens is not None and window.seconds()
             else None,
@@ -714,6 +730,8 @@ class Pipeline:
         last_ns = min(max(left_ns, default=self._now_ns), self._now_ns)
         self._sources.clear()
         self._absences.begin(last_ns, now_ns, set(self._meters), set(self._declared))
+        for book in self._books.values():
+            book.census.was_away(last_ns, now_ns)
 
     def hardware_restarted(self) -> None:
         """The machine was booted meanwhile: its counters began anew, what they show is no difference to before."""

@@ -238,7 +238,7 @@ class _Thawer:
                 object.__setattr__(made, name, value)
         elif kind == "dict":
             for key, value in zip(self._values(record[2]), self._values(record[3]), strict=True):
-                dict.__setitem__(made, key, value)
+                made[key] = value
         elif kind == "set" and record[1] == 0:
             made.update(self._values(record[2]))
         elif kind == "deque":

@@ -30,9 +30,10 @@ def groups(devices: Iterable[Device], engines: Iterable[Engine]) -> list[Group]:
     """All groups: engines that share a device share a group; unused accelerators form one, without engines."""
     known = list(devices)
     names = {device.name for device in known}
+    parents = {device.name: device.parent for device in known if device.kind is DeviceKind.PARTITION}
     parts: list[tuple[set[str], set[str]]] = []
     for engine in engines:
-        own = {name for name in engine.devices if name in names}
+        own = {parents.get(name, name) for name in engine.devices if name in names} & (names - parents.keys())
         if not own:
             continue
         joined = [part for part in parts if part[0] & own]

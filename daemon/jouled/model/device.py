@@ -11,6 +11,7 @@ class DeviceKind(StrEnum):
     GPU = "gpu"
     CPU_PACKAGE = "cpu_package"
     DRAM = "dram"
+    PARTITION = "partition"
     MODULE = "module"
     NODE = "node"
     PSU = "psu"
@@ -40,7 +41,8 @@ class Device(Struct, frozen=True, kw_only=True, omit_defaults=True):
     Watts are of the whole device. `idle_watts`: powered, the model loaded, nobody served; `uplift_watts`: what being
     busy adds before any work is counted; `max_watts`: the enforced limit, against which readings are judged.
     `wrap_microjoules`: the counter's range, if a decrease may be a wrap. `parent`: name of the device that contains
-    this one. Members of one virtual feed (a node's A and B outlets) name that feed as parent.
+    this one. Members of one virtual feed (a node's A and B outlets) name that feed as parent. `fraction`: of a
+    partition, which has no meter, its share of the parent (MIG: its slices over all slices).
     """
 
     name: str
@@ -58,3 +60,4 @@ class Device(Struct, frozen=True, kw_only=True, omit_defaults=True):
     uplift_watts: float | None = None
     max_watts: float | None = None
     wrap_microjoules: int | None = None
+    fraction: float | None = None

@@ -6,7 +6,7 @@ from jouled.model.device import Quality
 from jouled.model.requests import Outcome
 
 
-class Receipt(Struct, frozen=True, kw_only=True):
+class Receipt(Struct, frozen=True, gc=False):
     """One request's account, as `GET /api/v1/requests/{id}` shows it.
 
     joules (of its compute devices) = joules_prefill + joules_decode + joules_resident, to the microjoule.
@@ -15,7 +15,7 @@ class Receipt(Struct, frozen=True, kw_only=True):
     of `joules` without the sensor's gain error; sigma_split_joules: of the border between prefill and decode.
     good: SLO name -> all its limits held. Times are Unix nanoseconds.
     validity: `ok`, or why not, words joined by `,` (truncated, clipped, late, interrupted, idle_estimated,
-    shared_device).
+    shared_device, partition_estimated).
     """
 
     id: str

@@ -13,7 +13,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-class RequestEvent(Struct, frozen=True, kw_only=True, tag="request"):
+class RequestEvent(Struct, frozen=True, kw_only=True, gc=False, tag="request"):
     """A request that has ended. Times are nanoseconds; receivers give Unix wall time, the core sees core time.
 
     arrival ≤ first token ≤ last token. `scheduled_ns`: when it left the engine's queue. `cached_prompt_tokens`: of the

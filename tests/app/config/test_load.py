@@ -123,6 +123,14 @@ def test_every_section_reaches_its_place(tmp_path):
         ('[[engines]]\nname = "a"\nrole = "both"', ["$.engines[0].role", "unified, prefill, decode"]),
         ('[[engines]]\nname = "a"\ndevices = ["g", "g"]', ["$.engines[0].devices", "twice"]),
         ('[[engines]]\nname = "a"\n[[engines]]\nname = "a"', ["$.engines[1].name", "given twice"]),
+        ('[[partition]]\nname = "m"\nparent = "g"', ["$.partition[0]", "lacks the key `fraction`"]),
+        ('[[partition]]\nname = "m"\nparent = ""\nfraction = 1', ["$.partition[0].parent", "needs a parent"]),
+        ('[[partition]]\nname = "m"\nparent = "m"\nfraction = 1', ["$.partition[0].parent", "the whole device"]),
+        ('[[partition]]\nname = "m"\nparent = "g"\nfraction = 0', ["$.partition[0].fraction", "at most 1"]),
+        (
+            '[[partition]]\nname = "m"\nparent="g"\nfraction=0.6\n[[partition]]\nname = "n"\nparent="g"\nfraction=1',
+            ["$.partition[1].fraction", "are 1.6 of it"],
+        ),
         (
             '[[tier]]\nname = "a"\nmin_tokens_per_second_per_user = 9\n[[tier]]\nname = "b"',
             ["$.tier[1].min_tokens_per_second_per_user", "slowest to the fastest"],
@@ -247,3 +255,16 @@ def test_any_text_is_a_configuration_or_a_sentence(tmp_path_factory, text):
 def test_any_variable_is_a_configuration_or_a_sentence(value, name):
     said = refusal(None, {f"JOULED_{name}": value})
     assert said is None or name in said
+
+
+def test_partitions_of_a_device_become_devices_without_a_meter(tmp_path):
+    path = tmp_path / "jouled.toml"
+    path.write_text(
+        '[[partition]]\nname = "gpu0/mig1"\nparent = "gpu0"\nfraction = 0.25\n'
+        '[[engines]]\nname = "small"\ndevices = ["gpu0/mig1"]\nreplica = "1"'
+    )
+    config = load(path, {})
+    [device] = [partition.device() for partition in config.partition]
+    assert (device.name, device.kind, device.parent, device.fraction) == ("gpu0/mig1", "partition", "gpu0", 0.25)
+    assert config.engines[0].engine().devices == ("gpu0/mig1",)
+    assert config.engines[0].replica == "1"

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -131,6 +132,21 @@ async def test_samples_model_and_version() -> None:
         assert len(engines.reports()) == 1
         told = [item for item in engines.fed if isinstance(item, Engine)]
         assert (told[-1].model, told[-1].version) == ("tiny", "1.2")
+
+
+async def test_a_sample_tells_what_the_engines_processes_used() -> None:
+    async def page(_request: web.Request) -> web.Response:
+        return web.Response(text="tiny 5")
+
+    async with polled(page) as engines:
+        await engines.until(engines.samples)
+        assert engines.samples()[0].cpu_seconds is None, "nobody knows its process"
+        url = next(item.url for item in engines.fed if isinstance(item, Engine))
+        async with polled(page, engine=Engine(name="line-2", url=url, pid=os.getpid())) as known:
+            await known.until(known.samples)
+    used = known.samples()[0].cpu_seconds
+    assert used is not None
+    assert used > 0.0
 
 
 async def test_histograms_are_read_where_an_slo_needs_them_and_a_limit_off_their_bounds_is_told_once(

@@ -54,12 +54,12 @@ async def ask(session: aiohttp.ClientSession, url: str, query: str) -> list[dict
     async with asyncio.timeout(30):
         while True:
             try:
-                async with session.get(url, params=window) as answer:
+                async with session.get(url, params=window, raise_for_status=True) as answer:
                     data = json.loads(await answer.text())["data"]
                     if found := data["result"] if isinstance(data, dict) else data:
                         return found
-            except (aiohttp.ClientConnectionError, KeyError):
-                pass
+            except (aiohttp.ClientConnectionError, aiohttp.ClientResponseError):
+                pass  # not there yet; while it reads its storage it answers 503 with plain text
             await asyncio.sleep(0.1)
 
 

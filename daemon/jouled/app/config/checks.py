@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 
 from jouled.app.config.faults import Fault
-from jouled.app.config.types import Config, EngineConfig
+from jouled.app.config.types import Config, EngineConfig, Partition
 from jouled.app.config.urls import http_url, listen_address, port_of
 from jouled.model.parameters import Limits, Price, Slo, Tier
 
@@ -27,6 +27,7 @@ def check(config: Config) -> None:
     for index, engine in enumerate(config.engines):
         _check_engine(engine, f"$.engines[{index}]")
     _refuse_twins((engine.name for engine in config.engines), "engines", "Give each engine a name of its own")
+    _check_partitions(config.partition)
     for index, slo in enumerate(config.slo):
         _check_slo(slo, f"$.slo[{index}]")
     _refuse_twins((slo.name for slo in config.slo), "slo", "Give each SLO a name of its own")
@@ -74,6 +75,28 @@ def _check_engine(engine: EngineConfig, key: str) -> None:
         raise Fault(f"{key}.pid", f"{engine.pid} is no process id")
     if len(set(engine.devices)) < len(engine.devices):
         raise Fault(f"{key}.devices", "one device stands there twice", "Name each device once")
+
+
+def _check_partitions(partitions: Sequence[Partition]) -> None:
+    _refuse_twins((partition.name for partition in partitions), "partition", "Give each partition a name of its own")
+    names = {partition.name for partition in partitions}
+    used: dict[str, float] = {}
+    for index, partition in enumerate(partitions):
+        key = f"$.partition[{index}]"
+        for word in ("name", "parent"):
+            if not getattr(partition, word):
+                raise Fault(f"{key}.{word}", f"a partition needs a {word}")
+        if partition.parent in names:
+            raise Fault(f"{key}.parent", f"`{partition.parent}` is a partition", "Name the whole device")
+        if not 0 < partition.fraction <= 1:
+            raise Fault(f"{key}.fraction", f"{partition.fraction:g} is no share", "It must be above 0 and at most 1")
+        used[partition.parent] = used.get(partition.parent, 0.0) + partition.fraction
+        if used[partition.parent] > 1 + 1e-6:
+            raise Fault(
+                f"{key}.fraction",
+                f"the partitions of `{partition.parent}` are {used[partition.parent]:g} of it",
+                "Together they may be 1 at most",
+            )
 
 
 def _check_url(url: str, key: str) -> None:

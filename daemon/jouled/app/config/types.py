@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
+from jouled.model.device import Device, DeviceKind
 from jouled.model.engine import Engine
 from jouled.model.parameters import IdlePolicy, Limits, Parameters, Price, Slo, Tier
 
@@ -52,8 +53,19 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     type: Annotated[str, Meta(description="The collector that reads its page, for example `vllm`.")] = ""
     url: Annotated[str, Meta(description="Where it serves, without a path. Empty: no page, request events only.")] = ""
     devices: Annotated[
-        list[str], Meta(description="The devices it runs on. Empty: all accelerators, if it is the only engine.")
+        list[str],
+        Meta(
+            description="The devices it runs on, or partitions of them. Empty: all accelerators, if it is the only "
+            "engine."
+        ),
     ] = []
+    replica: Annotated[
+        str,
+        Meta(
+            description="Of a page with several engines (vLLM, data parallel), the one meant: the `engine` label of "
+            "its series. Empty: all of them, added up."
+        ),
+    ] = ""
     pid: Annotated[int | None, Meta(description="Process id of its server, to recognise its spans by.")] = None
     model: Annotated[str, Meta(description="Model name. Empty: as its page says.")] = ""
     role: Annotated[str, Meta(description="`unified`, `prefill` or `decode`.")] = "unified"
@@ -92,6 +104,24 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         )
 
 
+class Partition(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A part of a device that an engine runs on (MIG).
+
+    No sensor tells what it uses, so its energy is an estimate: idle power by its fraction of the device, the rest by
+    the work of the engines there.
+    """
+
+    name: Annotated[str, Meta(description="As it stands in `devices` of an engine, for example `gpu0/mig1`.")]
+    parent: Annotated[str, Meta(description="The device that it is a part of, for example `gpu0`.")]
+    fraction: Annotated[
+        float, Meta(description="Its share of the device, above 0 and at most 1: its slices over all slices.")
+    ]
+
+    def device(self) -> Device:
+        """As the core knows it."""
+        return Device(name=self.name, kind=DeviceKind.PARTITION, parent=self.parent, fraction=self.fraction)
+
+
 class Idle(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who pays for static power while requests are resident."""
 
@@ -102,6 +132,18 @@ class Idle(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "dynamic joules. `separate`: nobody, it stays idle."
         ),
     ] = IdlePolicy.RESIDENT
+
+
+class Attribution(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How energy is shared out."""
+
+    learn_ratios: Annotated[
+        bool,
+        Meta(
+            description="Let the meter correct what the model's sizes say about the ratios between prefill, decode and "
+            "steps. Never done for a mixture of experts."
+        ),
+    ] = Parameters().learn_ratios
 
 
 class Otlp(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -130,9 +172,11 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     serve: Serve = Serve()
     node: Node = Node()
     engines: list[EngineConfig] = []
+    partition: list[Partition] = []
     slo: list[Slo] = []
     tier: list[Tier] = []
     idle: Idle = Idle()
+    attribution: Attribution = Attribution()
     power: dict[str, dict[str, Any]] = {}
     requests: Requests = Requests()
     cost: Price = Price()
@@ -146,6 +190,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             tiers=tuple(self.tier) or Parameters().tiers,
             price=self.cost,
             idle_policy=self.idle.policy,
+            learn_ratios=self.attribution.learn_ratios,
             limits=self.limits,
             by_tenant=self.requests.by_tenant,
         )

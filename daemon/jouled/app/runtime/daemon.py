@@ -208,6 +208,8 @@ class Daemon:
         if self._serves:
             # It closes as the end begins: what came then could not be committed any more. Senders send it again.
             stack.push_async_callback((await self._listening()).close)
+        for partition in self._config.partition:
+            metering.feed(partition.device())
         engines.start(group, self._config.engines, discover=self._discovers)
         tasks = [group.create_task(self._tick_every_second(group), name="ticks")]
         if forwarder is not None:

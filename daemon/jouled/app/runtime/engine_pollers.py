@@ -76,6 +76,7 @@ class EnginePollers:
             self._session,
             slos=self._slos,
             interval_seconds=config.interval_seconds,
+            replica=config.replica,
         )
         self._pollers[engine.name] = poller
         self._tasks.append(group.create_task(poller.run(), name=f"engine {engine.name}"))

@@ -11,6 +11,7 @@ from jouled.api import Clock, EngineCollector, EnginePage, LatencyCollector
 from jouled.app.runtime.backoff import Backoff
 from jouled.app.runtime.cpu_time import cpu_seconds
 from jouled.app.runtime.model_files import find_file_sizes
+from jouled.app.runtime.page_filter import of_replica
 from jouled.app.runtime.pages import fetch
 from jouled.core.accounting.attainment import off_bounds
 from jouled.model.engine import Engine, EngineSample, Latency, LatencyHistogram
@@ -40,8 +41,10 @@ class EnginePoller:
         *,
         slos: Sequence[Slo] = (),
         interval_seconds: float = 5.0,
+        replica: str = "",
     ) -> None:
         self.engine = engine
+        self._replica = replica
         self._slos = slos
         self._wanted = wanted_latencies(slos)
         self._latencies_due_ns = 0
@@ -81,7 +84,7 @@ class EnginePoller:
 
     async def _poll(self) -> None:
         begun_ns = self._clock.now_ns()
-        body = await fetch(self._session, self._address + self._collector.page_path)
+        body = of_replica(await fetch(self._session, self._address + self._collector.page_path), self._replica)
         read_ns = (begun_ns + self._clock.now_ns()) // 2
         pid = self.engine.pid
         used = None if pid is None else await asyncio.to_thread(cpu_seconds, pid)

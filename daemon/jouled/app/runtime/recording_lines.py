@@ -57,6 +57,7 @@ class DeviceLine(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="dev
     source: Text | None = None
     method: Text | None = None
     quality: Quality | None = None
+    fraction: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
 
     def item(self, _clock: WallClock) -> Device:
         """As the core takes it."""
@@ -74,6 +75,7 @@ class DeviceLine(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="dev
             uplift_watts=self.uplift_watts,
             max_watts=self.max_watts,
             wrap_microjoules=None if _absent(self.wrap_joules) else _microjoules(self.wrap_joules, "wrap_joules"),
+            fraction=self.fraction,
         )
 
     @classmethod
@@ -93,6 +95,7 @@ class DeviceLine(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="dev
             source=device.source or None,
             method=device.method or None,
             quality=None if device.quality is Quality.MEASURED else device.quality,
+            fraction=device.fraction,
         )
 
 

@@ -6,6 +6,7 @@ from jouled.core.accounting.components import Components
 from jouled.core.accounting.cost import co2e_grams, energy_cost
 from jouled.core.accounting.counters import BoundedLabel, CounterTable, HistogramBook
 from jouled.core.accounting.deadlines import tokens_in_time
+from jouled.core.accounting.request_counters import RequestCounters
 from jouled.core.accounting.verdicts import verdict_of
 from jouled.model.device import Quality
 from jouled.model.parameters import Parameters
@@ -31,6 +32,7 @@ class Account:
         self.request_energy: dict[str, HistogramBook] = {}
         self.good_tokens = dict.fromkeys((slo.name for slo in parameters.slos), 0)
         self.recent: deque[Receipt] = deque(maxlen=RECENT_RECEIPTS)
+        self._of_requests: dict[tuple[str, str], RequestCounters] = {}
         limits = parameters.limits
         self._models = BoundedLabel("model_name", limits.models, limits, self.counters)
         self._tenants = BoundedLabel("tenant", limits.tenants, limits, self.counters)
@@ -64,29 +66,22 @@ class Account:
             self.counters.add("hardware_cost_total", (price.currency, self.model(model)), amount)
 
     def book_request(self, event: RequestEvent, receipt: Receipt, components: Components) -> None:
-        """A request is final. Its compute energy has been booked before; the other components are now."""
+        """A request is final. Its compute energy has been booked before; the other components are now.
+
+        A guess stays in its receipt and with its owners: of its request, series without a quality label count only
+        what has nothing to do with energy.
+        """
         engine, model, energy_uj = receipt.engine, self.model(receipt.model), components.compute_uj
-        add = self.counters.add
-        cached = min(event.cached_prompt_tokens or 0, event.prompt_tokens)
-        add("requests_total", (engine, model, event.outcome.value), 1)
-        add("request_tokens_total", (engine, model, "prompt_computed"), event.prompt_tokens - cached)
-        add("request_tokens_total", (engine, model, "prompt_cached"), cached)
-        add("request_tokens_total", (engine, model, "generation"), event.generation_tokens)
-        for component, microjoules in components.named().items():
-            add("attributed_energy_joules_total", (engine, model, component), microjoules)
+        measured = receipt.quality is not Quality.ESTIMATED
+        self._request_counters(engine, model).book(event, components if measured else None)
+        self.recent.append(receipt)
         if components.node_uj > energy_uj:
             self._book_cost(model, components.node_uj - energy_uj)
-        metered = receipt.quality is not Quality.ESTIMATED and UNMETERED not in receipt.validity
-        for slo in self.parameters.slos:
-            labels = (slo.name, engine, model, verdict_of(event.outcome, good=receipt.good[slo.name]).value)
-            add("slo_requests_total", labels, 1)
-            add("slo_tokens_total", labels, event.generation_tokens)
-            add("slo_energy_joules_total", labels, energy_uj)
-            if slo.ttft is not None and slo.tpot is not None:
-                in_time = tokens_in_time(event, slo.ttft, slo.tpot)
-                add("slo_deadline_tokens_total", (slo.name, engine, model), in_time)
-            if receipt.good[slo.name] and metered:
-                self.good_tokens[slo.name] += event.generation_tokens
+        if self.parameters.slos:
+            self._book_slos(event, receipt, model, energy_uj)
+        if not measured:
+            return
+        add = self.counters.add
         if receipt.tier:
             add("tier_tokens_total", (engine, model, receipt.tier), event.generation_tokens)
             add("tier_energy_joules_total", (engine, model, receipt.tier), energy_uj)
@@ -94,9 +89,31 @@ class Account:
             tenant = self._tenants.bound(event.tenant)
             add("tenant_energy_joules_total", (tenant, model), energy_uj)
             add("tenant_tokens_total", (tenant, model), event.generation_tokens)
-        histogram = self.request_energy.setdefault(model, HistogramBook())
+        histogram = self.request_energy.get(model)
+        if histogram is None:
+            histogram = self.request_energy[model] = HistogramBook()
         histogram.observe(joules(energy_uj), event.trace_id, receipt.last_token_ns / 1e9)
-        self.recent.append(receipt)
+
+    def _request_counters(self, engine: str, model: str) -> RequestCounters:
+        found = self._of_requests.get((engine, model))
+        if found is None:
+            found = self._of_requests[engine, model] = RequestCounters(self.counters, engine, model)
+        return found
+
+    def _book_slos(self, event: RequestEvent, receipt: Receipt, model: str, energy_uj: int) -> None:
+        engine, add = receipt.engine, self.counters.add
+        for slo in self.parameters.slos:
+            labels = (slo.name, engine, model, verdict_of(event.outcome, good=receipt.good[slo.name]).value)
+            add("slo_requests_total", labels, 1)
+            if receipt.quality is Quality.ESTIMATED:
+                continue
+            add("slo_tokens_total", labels, event.generation_tokens)
+            add("slo_energy_joules_total", labels, energy_uj)
+            if slo.ttft is not None and slo.tpot is not None:
+                in_time = tokens_in_time(event, slo.ttft, slo.tpot)
+                add("slo_deadline_tokens_total", (slo.name, engine, model), in_time)
+            if receipt.good[slo.name] and UNMETERED not in receipt.validity:
+                self.good_tokens[slo.name] += event.generation_tokens
 
 
 def owners_quality(quality: Quality) -> str:

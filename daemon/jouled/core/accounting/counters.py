@@ -39,6 +39,13 @@ class CounterTable:
         series = self.values.setdefault(name, {})
         series[labels] = series.get(labels, 0) + amount
 
+    def series(self, name: str, *begun: Labels) -> dict[Labels, float]:
+        """All series of a counter, to add to without looking it up again; those of `begun` exist from now on."""
+        series = self.values.setdefault(name, {})
+        for labels in begun:
+            series.setdefault(labels, 0)
+        return series
+
     def get(self, name: str, labels: Labels) -> float:
         """A counter's value; 0 before its first addition."""
         return self.values.get(name, {}).get(labels, 0)

@@ -16,43 +16,52 @@ from jouled.model.requests import RequestEvent
 from jouled.model.units import joules, microjoules
 
 
-def final_receipt(
-    final: Final,
-    components: Components,
-    book: EngineBook,
-    parameters: Parameters,
-    quality: Quality,
-    wall_offset_ns: int,
-    *,
-    host_idle_source: str,
-) -> Receipt:
-    """The receipt of a request whose last cell has closed; times become Unix time by `wall_offset_ns`."""
-    prefill, decode, resident = joules(final.prefill_uj), joules(final.decode_uj), joules(final.resident_uj)
-    total = joules(components.compute_uj)
-    sigma = sigma_joules(
-        final.request,
-        total,
-        book.spent_shares(),
-        architecture=book.betas.knows_architecture,
-        steps_counted=book.census.counts_steps,
-        coverage=book.lost.coverage,
-    )
-    flags = [*final.request.flags]
-    if final.idle_source == "estimated":
-        flags.append("idle_estimated")
-    return _receipt(
-        final.request,
-        book,
-        parameters,
-        (total, prefill, decode, resident),
-        components,
-        quality,
-        wall_offset_ns,
-        flags=flags,
-        sigma=(sigma, sigma_split_joules(sigma, prefill, decode)),
-        method=method_of(book, final.idle_source)
-        | ({} if components.host_uj is None else {"host_idle_power": host_idle_source}),
-    )
+class Receipts:
+    """Makes the receipts of one engine's requests that became final together; what they share is looked up once."""
+
+    def __init__(self, book: EngineBook, parameters: Parameters, quality: Quality, host_idle_source: str) -> None:
+        self._book = book
+        self._parameters = parameters
+        self._quality = quality
+        self._host_idle_source = host_idle_source
+        self._methods: dict[tuple[str, bool], dict[str, str]] = {}
+
+    def final(self, final: Final, components: Components, wall_offset_ns: int) -> Receipt:
+        """The receipt of a request whose last cell has closed; times become Unix time by `wall_offset_ns`."""
+        request, doubt = final.request, final.doubt
+        prefill, decode, resident = joules(final.prefill_uj), joules(final.decode_uj), joules(final.resident_uj)
+        total = joules(components.compute_uj)
+        sigma = sigma_joules(
+            request,
+            total,
+            doubt.shares,
+            architecture=doubt.architecture,
+            steps_counted=doubt.steps_counted,
+            coverage=doubt.coverage,
+        )
+        flags = (*request.flags, *final.flags) if final.flags else request.flags
+        if final.idle_source == "estimated":
+            flags = (*flags, "idle_estimated")
+        return _receipt(
+            request,
+            self._book,
+            self._parameters,
+            (total, prefill, decode, resident),
+            components,
+            self._quality,
+            wall_offset_ns,
+            flags=flags,
+            sigma=(sigma, sigma_split_joules(sigma, prefill, decode)),
+            method=self._method(final.idle_source, host=components.host_uj is not None),
+        )
+
+    def _method(self, idle_source: str, *, host: bool) -> dict[str, str]:
+        """How the figures came about; receipts share it, for nobody changes it."""
+        found = self._methods.get((idle_source, host))
+        if found is None:
+            found = method_of(self._book, self._parameters, idle_source, self._host_idle_source if host else None)
+            self._methods[idle_source, host] = found
+        return found
 
 
 def provisional_receipt(
@@ -76,7 +85,7 @@ def provisional_receipt(
         wall_offset_ns,
         flags=["provisional"],
         sigma=(None, None),
-        method=method_of(book, ""),
+        method=method_of(book, parameters, "", None),
     )
 
 
@@ -96,45 +105,47 @@ def _receipt(
     event, price = request.event, parameters.price
     total, prefill, decode, resident = amounts
     sigma_total, sigma_split = sigma
+    node = joules(components.node_uj)
+    # In the order of the fields: by name, so many cost more than the whole sum of a request.
     return Receipt(
-        id=event.id,
-        engine=event.engine,
-        model=book.engine.model,
-        outcome=event.outcome,
-        arrival_ns=event.arrival_ns + wall_offset_ns,
-        scheduled_ns=None if event.scheduled_ns is None else event.scheduled_ns + wall_offset_ns,
-        service_start_ns=request.work.start_ns + wall_offset_ns,
-        first_token_ns=event.first_token_ns + wall_offset_ns,
-        last_token_ns=event.last_token_ns + wall_offset_ns,
-        prompt_tokens=event.prompt_tokens,
-        cached_prompt_tokens=event.cached_prompt_tokens,
-        generation_tokens=event.generation_tokens,
-        joules=total,
-        joules_prefill=prefill,
-        joules_decode=decode,
-        joules_resident=resident,
-        joules_host=_joules(components.host_uj),
-        joules_residual=_joules(components.residual_uj),
-        joules_facility_surplus=_joules(components.facility_surplus_uj),
-        quality=quality,
-        provisional="provisional" in flags,
-        validity=",".join(flag for flag in flags if flag != "provisional") or "ok",
-        sigma_joules=sigma_total,
-        sigma_split_joules=sigma_split,
-        ttft_seconds=ttft_seconds(event),
-        tpot_seconds=tpot_seconds(event),
-        e2e_seconds=e2e_seconds(event),
-        good={slo.name: is_good(slo, event) for slo in parameters.slos},
-        tier=tier_of(parameters.tiers, event),
-        cost=energy_cost(price, joules(components.node_uj)),
-        currency="" if price.price_per_kwh is None else price.currency,
-        co2e_grams=co2e_grams(price, joules(components.node_uj)),
-        method=method if price.pue is None else method | {"pue": "configured"},
-        trace_id=event.trace_id,
-        span_id=event.span_id,
-        tenant=event.tenant,
-        adapter=event.adapter,
-        preemptions=event.preemptions,
+        event.id,
+        event.engine,
+        book.engine.model,
+        event.outcome,
+        event.arrival_ns + wall_offset_ns,
+        event.first_token_ns + wall_offset_ns,
+        event.last_token_ns + wall_offset_ns,
+        event.prompt_tokens,
+        event.generation_tokens,
+        total,
+        prefill,
+        decode,
+        resident,
+        quality,
+        "provisional" in flags,
+        (",".join(flag for flag in flags if flag != "provisional") or "ok") if flags else "ok",
+        None if event.scheduled_ns is None else event.scheduled_ns + wall_offset_ns,
+        request.work.start_ns + wall_offset_ns,
+        event.cached_prompt_tokens,
+        _joules(components.host_uj),
+        _joules(components.residual_uj),
+        _joules(components.facility_surplus_uj),
+        sigma_total,
+        sigma_split,
+        ttft_seconds(event),
+        tpot_seconds(event),
+        e2e_seconds(event),
+        {slo.name: is_good(slo, event) for slo in parameters.slos},
+        tier_of(parameters.tiers, event) if parameters.tiers else "",
+        energy_cost(price, node),
+        "" if price.price_per_kwh is None else price.currency,
+        co2e_grams(price, node),
+        method,
+        event.trace_id,
+        event.span_id,
+        event.tenant,
+        event.adapter,
+        event.preemptions,
     )
 
 
@@ -142,9 +153,15 @@ def _joules(known_uj: int | None) -> float | None:
     return None if known_uj is None else joules(known_uj)
 
 
-def method_of(book: EngineBook, idle_source: str) -> dict[str, str]:
-    """How the figures came about: attribution by channels, priors from where, idle power from where."""
+def method_of(
+    book: EngineBook, parameters: Parameters, idle_source: str, host_idle_source: str | None
+) -> dict[str, str]:
+    """How the figures came about: attribution by channels, priors, idle power and PUE from where."""
     method = {"attribution": "channels", "priors": book.betas.source}
     if idle_source:
         method["idle_power"] = idle_source
+    if host_idle_source is not None:
+        method["host_idle_power"] = host_idle_source
+    if parameters.price.pue is not None:
+        method["pue"] = "configured"
     return method

@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from math import log2
 
-from jouled.core.attribution.cells import cell_of, start_of
+from jouled.core.attribution.cells import CELL_NS, cell_of, start_of
 from jouled.model.engine import EngineSample
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 
@@ -20,6 +20,10 @@ SPAN_FACTOR = 1.2
 RECENT_NS = nanoseconds(60.0)
 """Requests that ended this long ago belong to no look that is still to come."""
 RECENT_MAX = 100_000
+AWAY_MAX = 100
+SKEW_NS = CELL_NS
+"""A gauge shows the engine as its last step left it, and a page is dated by when it was asked for: a request that came
+or went this shortly before a look may or may not be counted in it."""
 
 
 class Monotone:
@@ -42,12 +46,16 @@ class Monotone:
 
 
 class Look:
-    """One sample of an engine's page, with counters made monotone and the residents known at that instant."""
+    """One sample of an engine's page, with counters made monotone and the residents known then.
+
+    `least` of them were there all the time from `SKEW_NS` before it, `most` at some time of it.
+    """
 
     __slots__ = (
         "cached",
         "generation",
-        "known",
+        "least",
+        "most",
         "prompt",
         "quiet_since_ns",
         "running",
@@ -61,7 +69,7 @@ class Look:
         self.t_ns = t_ns
         self.running = running
         self.waiting = waiting
-        self.known = 0
+        self.least = self.most = 0
         self.unscheduled = 0
         self.quiet_since_ns: int | None = None
         self.steps: int | None = None
@@ -79,8 +87,31 @@ class Look:
         if self.running is None:
             return False
         if not self.unscheduled:
-            return self.known == self.running
-        return self.waiting is not None and self.known == self.running + self.waiting
+            return self.least <= self.running <= self.most
+        return self.waiting is not None and self.least <= self.running + self.waiting <= self.most
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether nobody can have been there who is not told of yet: those who surely were fill the gauge."""
+        if self.quiet_since_ns is not None:
+            return True
+        there = self.running if not self.unscheduled else (self.running or 0) + (self.waiting or 0)
+        return there == self.least
+
+    def agrees(self, settled_ns: int) -> bool:
+        """Whether events that are told by now account for all that the gauge saw.
+
+        settled_ns: requests that ended before it have been told, if anybody tells of them.
+        """
+        if self.quiet_since_ns is not None and self.quiet_since_ns <= settled_ns:
+            return True
+        return self.t_ns <= settled_ns and self.is_complete
+
+    def met(self, start_ns: int, last_ns: int, *, scheduled: bool) -> None:
+        """A request was there over [start, last), some of it within the skew before this look."""
+        self.most += 1
+        self.least += start_ns <= self.t_ns - SKEW_NS and self.t_ns < last_ns
+        self.unscheduled += not scheduled
 
 
 class Spans:
@@ -125,6 +156,7 @@ class Census:
         self._spans = Spans()
         self._recent: deque[tuple[int, int, bool]] = deque(maxlen=RECENT_MAX)
         self._counters = {name: Monotone() for name in ("steps", "generation", "prompt", "cached")}
+        self._away: deque[tuple[int, int]] = deque(maxlen=AWAY_MAX)
         self.looks: list[Look] = []
         self._times: list[int] = []
 
@@ -148,8 +180,9 @@ class Census:
         nobody = look.running == 0 and not sample.requests_waiting
         if nobody and last is not None and last.running == 0 and not any(grown.values()):
             look.quiet_since_ns = last.t_ns if last.quiet_since_ns is None else last.quiet_since_ns
-        present = [scheduled for start, end, scheduled in self._recent if start <= look.t_ns < end]
-        look.known, look.unscheduled = len(present), present.count(False)
+        for start_ns, last_ns, scheduled in self._recent:
+            if start_ns <= look.t_ns < last_ns + SKEW_NS:
+                look.met(start_ns, last_ns, scheduled=scheduled)
         self.looks.append(look)
         self._times.append(look.t_ns)
         return grown
@@ -159,14 +192,13 @@ class Census:
 
         scheduled: start is when it left the queue; else it is its arrival.
         """
-        low, high = bisect_left(self._times, start_ns), bisect_left(self._times, last_ns)
+        low, high = bisect_left(self._times, start_ns), bisect_left(self._times, last_ns + SKEW_NS)
         for index in range(low, high):
-            self.looks[index].known += 1
-            self.looks[index].unscheduled += not scheduled
-        if not self._times or last_ns > self._times[-1]:
+            self.looks[index].met(start_ns, last_ns, scheduled=scheduled)
+        if not self._times or last_ns + SKEW_NS > self._times[-1]:
             self._recent.append((start_ns, last_ns, scheduled))
         needed_ns = max(seen_ns - RECENT_NS, self._times[-1] if self._times else 0)
-        while self._recent and self._recent[0][1] <= needed_ns:
+        while self._recent and self._recent[0][1] + SKEW_NS <= needed_ns:
             self._recent.popleft()
         if self._first_ns is not None and start_ns >= self._first_ns:
             self._spans.add(seen_ns, max(seen_ns - start_ns, 0))
@@ -181,14 +213,32 @@ class Census:
         wanted = max(self._wait_ns, round(SPAN_FACTOR * self._spans.quantile_ns()))
         return min(max(wanted, self._horizon_min_ns if first_hour else 0), self._horizon_max_ns)
 
-    def verified_ns(self, now_ns: int) -> int:
-        """Up to here gauge and events agree, or nobody was there; 0 if never."""
-        for look in reversed(self.looks):
-            settled = look.t_ns <= now_ns - self._wait_ns and look.is_complete
-            quiet = look.quiet_since_ns is not None and look.quiet_since_ns <= now_ns - self._wait_ns
-            if quiet or settled:
-                return look.t_ns
-        return 0
+    def was_away(self, begin_ns: int, end_ns: int) -> None:
+        """Nobody listened over this time: it is no part of what requests had to be told of."""
+        self._away.append((begin_ns, end_ns))
+
+    def given_up_ns(self, now_ns: int) -> int:
+        """Up to here the horizon has passed; a time in which nobody listened does not count."""
+        given_up_ns = now_ns - self.horizon_ns(now_ns)
+        for begin_ns, end_ns in reversed(self._away):
+            if given_up_ns < end_ns:
+                given_up_ns -= end_ns - begin_ns
+        return given_up_ns
+
+    def verified_ns(self, now_ns: int, closed_ns: int) -> int:
+        """Up to here gauge and events agree at every look beyond `closed_ns`; 0 if not even at the first.
+
+        One at which they do not saw a request that may yet be told of: no later look tells how long it was there, so
+        what lies behind waits for it, or for the horizon.
+        """
+        verified_ns, settled_ns = 0, now_ns - self._wait_ns
+        for index in range(bisect_right(self._times, closed_ns), len(self.looks)):
+            look = self.looks[index]
+            if not look.agrees(settled_ns):
+                break
+            if look.is_certain:
+                verified_ns = self._times[index]
+        return verified_ns
 
     def next_quiet_cell(self, after_cell: int) -> int | None:
         """The first cell edge beyond `after_cell` at which the engine was seen doing nothing."""
@@ -229,6 +279,17 @@ class Census:
         """Looks inside an interval, with the last one before it and the first one after it."""
         low = max(bisect_right(self._times, begin_ns) - 1, 0)
         return self.looks[low : bisect_left(self._times, end_ns) + 1]
+
+    def counter_near(self, name: str, cell: int) -> float | None:
+        """A counter's value where a cell begins: what a look inside the cell said, else as `counter_at`.
+
+        What is counted between two looks is then exact, and nothing of it leaks into idle cells beside them.
+        """
+        index = bisect_left(self._times, start_of(cell))
+        if index < len(self._times) and self._times[index] < start_of(cell + 1):
+            value: float | None = getattr(self.looks[index], name)
+            return value
+        return self.counter_at(name, start_of(cell))
 
     def counter_at(self, name: str, t_ns: int) -> float | None:
         """A counter's monotone value at `t_ns`, linear between looks; `None` outside them or without that counter."""

@@ -1,12 +1,13 @@
 """Decode in step time: the tokens of every known request over one range of cells, and the KV cache that they read.
 
-Within a range a request's tokens follow the engine's steps, not the wall clock; between ranges they follow the wall
-clock. Where no steps are counted both are the same. KV reads grow with the context, so their rate is affine in step
-time.
+A request's tokens follow the engine's steps, not the wall clock: within a range by the pace of its cells, over several
+ranges by what a step gave every member lately; its last range gets what is left. Where no steps are counted the wall
+clock has to do. KV reads grow with the context, so their rate is affine in step time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS, start_of
 from jouled.core.attribution.load import Row
@@ -33,6 +34,23 @@ class Pace:
         return row.elapsed + row.pace * offset_ns / NANOSECONDS_PER_SECOND
 
 
+SPECULATES, TOO_MANY = 1.3, 32.0
+"""Tokens that a request gets per counted step, on average, above which its engine checks drafts: without any it is 1,
+but for what counting between looks leaves open. From the other on, the counter stands still: nobody drafts so many."""
+
+
+class Span(NamedTuple):
+    """One request's decode in a range, from step time `low` to `high`: `tokens`, after `made` earlier ones."""
+
+    request: Request
+    from_ns: int
+    until_ns: int
+    low: float
+    high: float
+    made: float
+    tokens: float
+
+
 class Decoding:
     """Running sums of a range: entries at cells in which a request's decode begins or ends."""
 
@@ -44,8 +62,30 @@ class Decoding:
         self._count = [0] * size
         self._rate, self._kv, self._slope = [0.0] * size, [0.0] * size, [0.0] * size
 
-    def fill(self, requests: Iterable[Request]) -> None:
-        """Set the requests' rates in step time, and the rows' `decode` and `kv`."""
+    def fill(
+        self, requests: Iterable[Request], *, counted: bool = False, tokens_per_step: float | None = None
+    ) -> float | None:
+        """Set the requests' rates in step time, and the rows' `decode` and `kv`; returns tokens by unit of step time.
+
+        counted: step time is the engine's own; tokens_per_step: what a step gave every member lately. With speculative
+        decoding every member of a step computes as many drafts, however many are accepted: then all get the mean
+        rate, and rejected drafts fall on their request.
+        """
+        plain = counted and tokens_per_step is not None and tokens_per_step <= SPECULATES
+        spans = list(self._spans(requests, tokens_per_step if plain else None))
+        even = 0.0
+        if spans:
+            even = sum(span.tokens for span in spans) / sum(span.high - span.low for span in spans)
+        speculates = counted and SPECULATES < even < TOO_MANY
+        for request, from_ns, until_ns, low, high, made, tokens in spans:
+            paced = even if speculates else tokens / (high - low)
+            context = request.work.prompt + made - paced * low
+            request.tokens_per_pace, request.context_at_origin = paced, context
+            self._insert(from_ns, low, until_ns, high, paced, context)
+        self._sweep()
+        return even if spans else None
+
+    def _spans(self, requests: Iterable[Request], tokens_per_step: float | None) -> Iterator[Span]:
         begin_ns, pace = start_of(self._begin), self._pace
         for request in requests:
             work = request.work
@@ -54,12 +94,17 @@ class Decoding:
             until_ns = min(work.last_ns, pace.end_ns)
             if rate > 0.0 and until_ns > from_ns:
                 low, high = pace.at(from_ns), pace.at(until_ns)
-                seconds = (until_ns - from_ns) / NANOSECONDS_PER_SECOND
-                paced = rate * seconds / (high - low)
-                context = work.prompt + rate * (from_ns - work.first_ns) / NANOSECONDS_PER_SECOND - paced * low
-                request.tokens_per_pace, request.context_at_origin = paced, context
-                self._insert(from_ns, low, until_ns, high, paced, context)
-        self._sweep()
+                if request.decoded is None:
+                    request.decoded = rate * (from_ns - work.first_ns) / NANOSECONDS_PER_SECOND
+                left = max(work.generated - 1 - request.decoded, 0.0)
+                if work.last_ns <= pace.end_ns:
+                    tokens = left
+                elif tokens_per_step is not None:
+                    tokens = min(tokens_per_step * (high - low), left)
+                else:
+                    tokens = min(rate * (until_ns - from_ns) / NANOSECONDS_PER_SECOND, left)
+                made, request.decoded = request.decoded, request.decoded + tokens
+                yield Span(request, from_ns, until_ns, low, high, made, tokens)
 
     def _insert(self, from_ns: int, low: float, until_ns: int, high: float, rate: float, context: float) -> None:
         self._turn(from_ns // CELL_NS - self._begin, low, rate, context, 1)

@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS, cell_of, start_of
 from jouled.core.attribution.census import Census
+from jouled.core.attribution.counters_only import CountedWork, Silence
 from jouled.core.attribution.decode import Decoding
 from jouled.core.attribution.learning import Learning
 from jouled.core.attribution.load import Load, Row, Work
 from jouled.core.attribution.lost import LostWork
-from jouled.core.attribution.priors import betas
-from jouled.core.attribution.request import DECODE, DONE, ZERO, Parts, Prefix, Request
+from jouled.core.attribution.priors import Betas, betas
+from jouled.core.attribution.request import DECODE, DONE, ZERO, Integrals, Parts, Prefix, Request
+from jouled.core.attribution.roles import served
 from jouled.core.attribution.service_start import KEEP_CELLS, SHORTEST_PREFILL_NS, ServiceStart
 from jouled.core.attribution.step_clock import StepClock
 from jouled.model.engine import Engine, EngineSample
@@ -29,7 +31,18 @@ STEP_RATIO_WEIGHT = 0.2
 ABANDON_NS = nanoseconds(3600.0)
 """A request in flight for longer is taken for lost."""
 MEAN_DECAY = 0.999
-LEARNED = ("census", "lost", "in_flight", "_starts", "_clock", "_learning", "_step_ratio", "_spent", "_worked")
+LEARNED = (
+    "silence",
+    "census",
+    "lost",
+    "in_flight",
+    "_starts",
+    "_clock",
+    "_learning",
+    "_step_ratio",
+    "_spent",
+    "_worked",
+)
 """What stays true of an engine when the devices around it are grouped anew."""
 
 
@@ -46,7 +59,7 @@ class EngineBook:
 
     def __init__(self, engine: Engine, parameters: Parameters, *, knows_uplift: bool = False) -> None:
         self.engine = engine
-        self.betas = betas(engine)
+        self.betas = self._prices = betas(engine)
         self._policy = parameters.idle_policy
         self.census = Census(
             wait_ns=nanoseconds(parameters.wait_seconds),
@@ -61,7 +74,8 @@ class EngineBook:
         self.open: dict[Request, Request] = {}
         self.next_cell: int | None = None
         self._first_cell = 0
-        self._prefix = self._rates = ZERO
+        self._prefix: Integrals = ZERO
+        self._rates = ZERO
         self._row = Row()
         self._looked: set[int] = set()
         self._cell_ns = 0
@@ -69,15 +83,22 @@ class EngineBook:
         self._clock = StepClock()
         self._knows_uplift = knows_uplift
         self._learning = Learning(architecture=self.betas.knows_architecture)
+        self._learns_ratios = parameters.learn_ratios
         self._spent = [0.0] * 6
         self._worked = [0.0] * 6
         self._carried: dict[str, Parts] = {}
         self.unreported_uj = 0.0
+        self.silence = Silence()
+        self.counted = CountedWork()
+        self.by_counters = False
 
     def describe(self, engine: Engine) -> None:
         """The engine told more of itself (its model, its version)."""
         self.engine = engine
-        self.betas = betas(engine)
+        priors = betas(engine)
+        if priors != self.betas:
+            self.betas = self._prices = priors
+            self._learning = Learning(architecture=priors.knows_architecture)
 
     def begin(self, cell: int) -> None:
         """The books of this engine begin with `cell`."""
@@ -95,20 +116,25 @@ class EngineBook:
 
     def sample(self, sample: EngineSample) -> dict[str, int]:
         """Take a sample of the engine's page; returns what its counters grew by."""
-        return self.census.sample(sample)
+        grown = self.census.sample(sample)
+        if grown.get("generation") or grown.get("prompt"):
+            self.silence.moved(sample.t_ns)
+        return grown
 
     def started(self, start: RequestStart) -> None:
         """A request is known to be in flight."""
+        self.silence.told()
         self.in_flight.setdefault(start.id, start)
 
     def ended(self, event: RequestEvent) -> str:
         """Take a request that ended; returns `late` or `before_start` if part of its time is closed already."""
         self.in_flight.pop(event.id, None)
-        earliest_ns = earliest_start_ns(event)
+        self.silence.told()
+        part = served(event, self.engine.role)
         seen_ns = event.seen_ns or event.last_token_ns
-        self.census.known(earliest_ns, event.last_token_ns, seen_ns, scheduled=event.scheduled_ns is not None)
+        self.census.known(part.earliest_ns, part.last_ns, seen_ns, scheduled=event.scheduled_ns is not None)
         self._starts.known(event.first_token_ns)
-        cell = cell_of(earliest_ns)
+        cell = cell_of(part.earliest_ns)
         floor = self.next_cell
         if floor is None or cell >= floor:
             self._pending.setdefault(cell, []).append(event)
@@ -123,8 +149,7 @@ class EngineBook:
 
     def verified_cell(self, now_ns: int) -> int:
         """Cells before this one may close: all their requests are known, or the horizon has passed."""
-        horizon_ns = now_ns - self.census.horizon_ns(now_ns)
-        return cell_of(max(self.census.verified_ns(now_ns), horizon_ns))
+        return cell_of(max(self.census.verified_ns(now_ns, self.edge_ns or 0), self.census.given_up_ns(now_ns)))
 
     # sweeping
 
@@ -134,12 +159,16 @@ class EngineBook:
         if begin is None:
             return []
         self.abandon_in_flight(start_of(begin) - ABANDON_NS)
-        if start_of(until_cell) > self.census.verified_ns(now_ns):
+        if start_of(until_cell) > self.census.verified_ns(now_ns, start_of(begin)):
             self._assume_in_flight(begin, until_cell)
         self.lost.begin(self.census)
         rows = [self._sweep_cell(cell) for cell in range(begin, until_cell)]
+        self.by_counters = self.silence.lasts(now_ns)
+        if self.by_counters:
+            self.counted.fill(self.census, begin, rows, self.lost, self._means().tpot_seconds)
         self._pace(begin, rows)
-        self.lost.assess(self.census, begin, rows, self._means())
+        if not self.by_counters:
+            self.lost.assess(self.census, begin, rows, self._means())
         looks = self.census.between(start_of(begin), start_of(until_cell))
         self._looked = {cell_of(look.t_ns) - begin for look in looks if look.steps is not None}
         self.census.forget_before(start_of(until_cell))
@@ -162,7 +191,7 @@ class EngineBook:
         self._place_all(cell)
         row = self._load.sweep(cell)
         for which, mark in row.marks:
-            if isinstance(mark, Request) and mark.event.id:
+            if which and isinstance(mark, Request) and mark.event.id:
                 self.lost.expect(row, mark, which)
         self._starts.forget(cell - KEEP_CELLS)
         return row
@@ -173,14 +202,18 @@ class EngineBook:
         return [*self.open.values(), *begun]
 
     def _place_all(self, cell: int) -> None:
-        for event in sorted(self._pending.pop(cell, ()), key=order_of):
+        waiting = self._pending.pop(cell, None)
+        if waiting is None:
+            return
+        if len(waiting) > 1:
+            waiting.sort(key=order_of)
+        for event in waiting:
             self._place(event, cell)
 
     def _place(self, event: RequestEvent, cell: int) -> None:
-        earliest_ns = earliest_start_ns(event)
-        cached = min(event.cached_prompt_tokens or 0, event.prompt_tokens)
-        computed = event.prompt_tokens - cached
-        start_ns = self._starts.start_ns(earliest_ns, event.first_token_ns, computed)
+        part = served(event, self.engine.role)
+        computed = event.prompt_tokens - part.cached
+        start_ns = self._starts.start_ns(part.earliest_ns, event.first_token_ns, computed)
         if cell_of(start_ns) > cell:
             self._pending.setdefault(cell_of(start_ns), []).append(event)
             return
@@ -192,11 +225,11 @@ class EngineBook:
         work = Work(
             start_ns=start_ns,
             first_ns=max(event.first_token_ns, start_ns + 1),
-            last_ns=max(event.last_token_ns, event.first_token_ns),
+            last_ns=max(part.last_ns, event.first_token_ns),
             computed=computed,
-            cached=cached,
+            cached=part.cached,
             prompt=event.prompt_tokens,
-            generated=event.generation_tokens,
+            generated=part.generated,
             from_ns=edge_ns,
         )
         self._load.insert(work, Request(event, work, flags))
@@ -207,23 +240,20 @@ class EngineBook:
         for start in sorted(self.in_flight.values(), key=lambda s: s.id):
             if cell_of(start.arrival_ns) >= until_cell:
                 continue
-            first_ns = start.arrival_ns + nanoseconds(means.prefill_seconds)
             end_ns = start_of(until_cell)
+            first_ns = min(start.arrival_ns + nanoseconds(means.prefill_seconds), end_ns)
             generated = 1 + max(0, round((end_ns - first_ns) / NANOSECONDS_PER_SECOND / means.tpot_seconds))
             work = Work(
                 start_ns=start.arrival_ns,
                 first_ns=first_ns,
-                last_ns=max(end_ns, first_ns),
+                last_ns=end_ns,
                 computed=round(means.computed),
                 cached=0,
                 prompt=round(means.computed),
                 generated=generated,
                 from_ns=max(start_of(begin), start.arrival_ns),
             )
-            clipped = (
-                work._replace(last_ns=end_ns) if first_ns < end_ns else work._replace(first_ns=end_ns, last_ns=end_ns)
-            )
-            self._load.insert(clipped, Request(_in_flight_event(start, clipped), clipped, ("in_flight",)))
+            self._load.insert(work, Request(_in_flight_event(start, work), work, ("in_flight",)))
 
     def _means(self) -> "Means":
         worked = self._worked
@@ -239,8 +269,11 @@ class EngineBook:
         """When the steps of a swept range happened, and with them the decoding."""
         looks = self.census.around(start_of(begin), start_of(begin + len(rows)))
         counted = self._clock.set(begin, rows, looks)
-        Decoding(begin, rows).fill(self._resident_in(rows))
-        if not counted:
+        decoding = Decoding(begin, rows)
+        per_step = decoding.fill(self._resident_in(rows), counted=counted, tokens_per_step=self._clock.tokens_per_step)
+        if counted:
+            self._clock.observe_tokens(per_step)
+        else:
             self._estimate_steps(begin, rows)
 
     def _estimate_steps(self, begin: int, rows: Sequence[Row]) -> None:
@@ -263,8 +296,10 @@ class EngineBook:
     def learn(self, rows: Sequence[Row], above_idle_uj: Sequence[float], idle_uj: float) -> None:
         """Hold a swept range against what its cells used above idle; for an engine that has its devices alone."""
         busy = [row.busy for row in rows]
-        expected = [self._expected(row) for row in rows]
+        expected = [self._expected(row, self.betas) for row in rows]
         self._learning.observe(busy, expected, above_idle_uj, idle_uj, self.lost.mean_prefill_seconds, self._looked)
+        if self._learns_ratios and not self.betas.is_mixture:
+            self._prices = self.betas.scaled(self._learning.fitted.factors)
 
     @property
     def uplift(self) -> float:
@@ -275,10 +310,9 @@ class EngineBook:
 
     def expected_uj(self, row: Row) -> float:
         """Expected dynamic energy of a row in the priors' scale; only ratios of it are used."""
-        return sum(self._expected(row))
+        return sum(self._expected(row, self._prices))
 
-    def _expected(self, row: Row) -> tuple[float, float, float, float, float]:
-        beta = self.betas
+    def _expected(self, row: Row, beta: Betas) -> tuple[float, float, float, float, float]:
         lost = row.lost
         if lost is None:
             return (
@@ -316,7 +350,7 @@ class EngineBook:
         if not row.active or held <= 0:
             self._rates = ZERO
             return max(held, 0)
-        expected = self._expected(row)
+        expected = self._expected(row, self._prices)
         total = sum(expected)
         static, dynamic = min(split.static, float(held)), held - min(split.static, float(held))
         if self._policy is IdlePolicy.DYNAMIC and total > 0.0:
@@ -325,7 +359,7 @@ class EngineBook:
             self._rates = Prefix(resident=static / residents if residents else 0.0)
             return int(dynamic)
         scale = dynamic / total
-        beta = self.betas
+        beta = self._prices
         self._rates = Prefix(
             resident=static / residents,
             step=scale * expected[0] / residents,
@@ -349,6 +383,9 @@ class EngineBook:
         lost, rates = row.lost, self._rates
         if lost is None or residents <= 0.0:
             return
+        if self.by_counters:
+            self.counted.book(lost, rates)
+            return
         self.unreported_uj += (
             (rates.resident + rates.step) * lost.resident
             + rates.prefill * lost.prefill
@@ -357,19 +394,20 @@ class EngineBook:
             + rates.kv * lost.kv
         )
 
-    def _at(self, t_ns: int) -> Prefix:
+    def _at(self, t_ns: int) -> Integrals:
         """The integrals from the range's begin to an instant of the cell that is being closed, its end included."""
         seconds = (t_ns - self._cell_ns) / NANOSECONDS_PER_SECOND
         paced = self._row.pace * seconds
-        prefix, rates = self._prefix, self._rates
-        return Prefix(
-            prefix[0] + rates[0] * seconds,
-            prefix[1] + rates[1] * seconds,
-            prefix[2] + rates[2] * seconds,
-            prefix[3] + rates[3] * seconds,
-            prefix[4] + rates[4] * paced,
-            prefix[5] + rates[5] * paced,
-            prefix[6] + rates[5] * paced * (self._row.elapsed + paced / 2),
+        resident, step, prefill, attention, decode, kv, moment = self._prefix
+        rates = self._rates
+        return (
+            resident + rates[0] * seconds,
+            step + rates[1] * seconds,
+            prefill + rates[2] * seconds,
+            attention + rates[3] * seconds,
+            decode + rates[4] * paced,
+            kv + rates[5] * paced,
+            moment + rates[5] * paced * (self._row.elapsed + paced / 2),
         )
 
     def _read_out(self, row: Row, watts_each: float) -> list[Request]:
@@ -378,7 +416,7 @@ class EngineBook:
             if not isinstance(mark, Request):
                 continue
             work = mark.work
-            begin_ns = max(work.start_ns, work.from_ns)
+            begin_ns = work.begin_ns
             if which == 0:
                 mark.since = self._at(begin_ns)
                 mark.edge_watts[0] = watts_each
@@ -397,10 +435,10 @@ class EngineBook:
         request.phase = DONE
         self.open.pop(request, None)
         key = request.event.id
-        if "in_flight" in request.flags:
+        if request.flags and "in_flight" in request.flags:
             self._carried.setdefault(key, Parts()).add(request.parts)
             return False
-        carried = self._carried.pop(key, None)
+        carried = self._carried.pop(key, None) if self._carried else None
         if carried is not None:
             request.parts.add(carried)
         return True
@@ -409,8 +447,10 @@ class EngineBook:
 
     def open_uj(self) -> float:
         """What closed cells gave to requests that are not final, microjoules; at the end of a range."""
-        total = self.unreported_uj + sum(
-            parts.resident + parts.prefill_total + parts.decode_total for parts in self._carried.values()
+        total = (
+            self.unreported_uj
+            + self.counted.open_uj
+            + sum(parts.resident + parts.prefill_total + parts.decode_total for parts in self._carried.values())
         )
         for request in self.open.values():
             request.fold(self._prefix)
@@ -469,18 +509,18 @@ class EngineBook:
         means = self._mean_rates()
         if means is None:
             return None
-        start_ns = earliest_start_ns(event)
-        cached = min(event.cached_prompt_tokens or 0, event.prompt_tokens)
+        part = served(event, self.engine.role)
+        start_ns = part.earliest_ns
         first_ns = max(event.first_token_ns, start_ns + 1)
-        computed = event.prompt_tokens - cached
+        computed = event.prompt_tokens - part.cached
         work = Work(
             start_ns,
             first_ns,
-            max(event.last_token_ns, first_ns),
+            max(part.last_ns, first_ns),
             computed,
-            cached,
+            part.cached,
             event.prompt_tokens,
-            event.generation_tokens,
+            part.generated,
             start_ns,
         )
         request = Request(event, work, ())
@@ -506,9 +546,27 @@ class EngineBook:
         rates = [s / w if w > 0.0 else 0.0 for s, w in zip(spent, units, strict=True)]
         return Prefix(*rates)
 
-    def spent_shares(self) -> list[float]:
-        """Energy per channel lately, microjoules, for the spread in the uncertainty."""
-        return list(self._spent)
+    def doubt(self) -> "Doubt":
+        """What the uncertainty of requests that become final in the cell last closed depends on."""
+        return Doubt(
+            shares=tuple(self._spent),
+            architecture=self.betas.knows_architecture,
+            steps_counted=self.census.counts_steps,
+            coverage=self.lost.coverage,
+        )
+
+
+class Doubt(NamedTuple):
+    """What the uncertainty of a request depends on beside itself.
+
+    shares: energy per channel lately, microjoules, static first. architecture: whether the priors know the model's.
+    steps_counted: whether the engine counts its steps. coverage: share of its tokens that events told of.
+    """
+
+    shares: tuple[float, ...]
+    architecture: bool
+    steps_counted: bool
+    coverage: float | None
 
 
 class Means(NamedTuple):
@@ -518,12 +576,6 @@ class Means(NamedTuple):
     prefill_seconds: float
     tpot_seconds: float
     context: float
-
-
-def earliest_start_ns(event: RequestEvent) -> int:
-    """When service may have begun at the earliest: scheduled, else arrival; before the first token."""
-    begun = event.arrival_ns if event.scheduled_ns is None else max(event.scheduled_ns, event.arrival_ns)
-    return min(begun, max(event.first_token_ns - 1_000_000, event.arrival_ns))
 
 
 def order_of(event: RequestEvent) -> tuple[str, str, int]:

@@ -4,19 +4,23 @@ measured = prefill + decode + resident + unreported + idle + unattributed + down
 hands all of its energy to an owner or to `held`, finals move whole microjoules out of `held`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 from jouled.core.attribution.cells import cell_of, start_of
-from jouled.core.attribution.engine import EngineBook, Split, order_of
+from jouled.core.attribution.engine import Doubt, EngineBook, Split, order_of
 from jouled.core.attribution.host import HostBook
 from jouled.core.attribution.idle import IdlePower
+from jouled.core.attribution.interpolation import Shape, edge_values
 from jouled.core.attribution.lag import Lag
+from jouled.core.attribution.learning import UPLIFT_PRIOR
 from jouled.core.attribution.load import Row
+from jouled.core.attribution.partitions import User, slice_shares, slices_of
 from jouled.core.attribution.request import Request
 from jouled.core.ledger.counters import SILENCE_NS
 from jouled.core.ledger.meter import Meter
+from jouled.model.device import Device
 from jouled.model.parameters import IdlePolicy
 from jouled.model.snapshot import Owner
 
@@ -38,6 +42,8 @@ class Final(NamedTuple):
     decode_uj: int
     resident_uj: int
     idle_source: str
+    doubt: Doubt
+    flags: tuple[str, ...] = ()
 
 
 class Booking(NamedTuple):
@@ -62,6 +68,7 @@ class DeviceGroup:
         *,
         quarantined: str = "",
         host: HostBook | None = None,
+        partitions: Mapping[str, Device] | None = None,
     ) -> None:
         self.quarantined = quarantined
         self.meters = list(meters)
@@ -72,8 +79,14 @@ class DeviceGroup:
         self._anchor: int | None = None
         self._next = 0
         self._lag = Lag()
+        self.partitions = dict(partitions or {})
+        self._slices = [slices_of(book.engine, self.partitions) for book in self.engines]
         self._users = {
-            meter.device.name: [i for i, book in enumerate(self.engines) if meter.device.name in book.engine.devices]
+            meter.device.name: [
+                i
+                for i, book in enumerate(self.engines)
+                if meter.device.name in book.engine.devices or meter.device.name in self._slices[i]
+            ]
             for meter in self.meters
         }
         self._closed_uj = {meter.device.name: 0 for meter in self.meters}
@@ -147,17 +160,17 @@ class DeviceGroup:
         """Close all cells that may be; `everything` closes up to the last reading, as a recording's end does."""
         bookings: list[Booking] = []
         finals: list[Final] = []
+        if self._anchor is None and not self._find_beginning():
+            self._give_up(now_ns, bookings, finals, everything=everything)
+            return bookings, finals
         late_uj = sum(meter.take_late() for meter in self.meters)
         if late_uj:
             self._late_booked_uj += late_uj
             bookings.append(self._book(self._first_engine(), Owner.UNATTRIBUTED, late_uj))
-        if self._anchor is None and not self._find_beginning():
-            self._give_up(now_ns, bookings, finals, everything=everything)
-            return bookings, finals
-        self._skip_gap(bookings, finals)
+        self._skip_gap(now_ns, bookings, finals, everything=everything)
         while (until := self._next_edge(now_ns, everything=everything)) is not None:
             self._close_range(until, now_ns, bookings, finals)
-            self._skip_gap(bookings, finals)
+            self._skip_gap(now_ns, bookings, finals, everything=everything)
         if everything:
             self._finish(bookings, finals)
         return bookings, finals
@@ -175,7 +188,7 @@ class DeviceGroup:
         """No device has ever been read: requests are told all the same, in the end without joules."""
         for book in self.engines:
             requests = book.finish() if everything else book.give_up(now_ns - book.census.horizon_ns(now_ns))
-            finals.extend(self._finalise(book, request, bookings) for request in requests)
+            finals.extend(self._finalise(book, requests, bookings))
 
     def _covered_cell(self, now_ns: int, *, everything: bool) -> int:
         known = [meter for meter in self.meters if meter.curve]
@@ -195,7 +208,8 @@ class DeviceGroup:
         bound = covered if everything else min(self._bounds(now_ns, covered))
         grid = self._next + RANGE_CELLS - (self._next - (self._anchor or 0)) % RANGE_CELLS
         if len(self.engines) == 1:
-            grid = self.engines[0].census.last_look_cell(self._next, grid) or grid
+            longest = self._next + RANGE_CELLS
+            grid = self.engines[0].census.last_look_cell(self._next, longest) or longest
         quiet = [book.census.next_quiet_cell(self._next) for book in self.engines]
         candidates = [grid]
         if all(cell is not None for cell in quiet):
@@ -225,11 +239,7 @@ class DeviceGroup:
             for book, engine_rows in zip(self.engines, rows, strict=True):
                 self._host.take(book.engine.name, begin, engine_rows, now_ns)
         self._observe_lag(rows, self._energies_as_read(begin, until))
-        last_ns = max((meter.curve.last_ns for meter in self.meters if meter.curve), default=0)
-        at_end = start_of(until) >= last_ns
-        energies = [self._take_energy(cell + 1) for cell in range(begin, until - at_end)]
-        if at_end:
-            energies.append(self._take_energy(until, lag_ns=0))
+        energies = self._take_energies(begin, until, rows)
         self._observe_idle(rows, energies)
         idle_per_cell = {name: idle.per_cell_uj() for name, idle in self._idle.items()}
         self._learn(rows, energies, idle_per_cell)
@@ -239,14 +249,33 @@ class DeviceGroup:
         self._settle(bookings)
         self._closed(until)
 
-    def _skip_gap(self, bookings: list[Booking], finals: list[Final]) -> None:
-        """Pass over a long time in which nothing was measured (a suspended host, a gap in a recording) in one step."""
-        flat_ns = min((m.curve.flat_until(start_of(self._next)) for m in self.meters if m.curve), default=0)
-        if not self.engines or cell_of(flat_ns) - self._next < GAP_CELLS:
+    def _skip_gap(self, now_ns: int, bookings: list[Booking], finals: list[Final], *, everything: bool) -> None:
+        """Pass over a long time in which nothing was measured (a suspended host, a gap in a recording) in one step.
+
+        A device that fell silent has used nothing that is known: it holds up nobody, as where cells close one by one.
+        """
+        flat_cell = cell_of(self._flat_until_ns(now_ns, everything=everything))
+        if not self.engines or flat_cell - self._next < GAP_CELLS:
             return
+        until = flat_cell if everything else min(flat_cell, *self._bounds(now_ns, flat_cell))
+        if until - self._next < GAP_CELLS:
+            return
+        for meter in self.meters:
+            if meter.silent(now_ns):
+                meter.freeze(start_of(until))
         for book in self.engines:
-            finals.extend(self._finalise(book, request, bookings) for request in book.skip(cell_of(flat_ns)))
-        self._next = cell_of(flat_ns)
+            finals.extend(self._finalise(book, book.skip(until), bookings))
+        self._next = until
+
+    def _flat_until_ns(self, now_ns: int, *, everything: bool) -> int:
+        """The time up to which no device uses anything, as far as is known; silent ones tell of nothing more."""
+        found_ns = start_of(self._covered_cell(now_ns, everything=everything))
+        for meter in self.meters:
+            if meter.curve:
+                flat_ns = meter.curve.flat_until(start_of(self._next))
+                ended = flat_ns >= meter.curve.last_ns and (everything or meter.silent(now_ns))
+                found_ns = found_ns if ended else min(found_ns, flat_ns)
+        return found_ns
 
     def _close_idle(self, until: int, bookings: list[Booking]) -> None:
         """Devices of no engine are idle; those of a quarantined one are nobody's."""
@@ -264,18 +293,41 @@ class DeviceGroup:
                 f"closed {closed_uj} µJ of {', '.join(self._closed_uj)}, booked {self.booked_uj} and held {self.held}"
             )
 
-    def _take_energy(self, edge_cell: int, lag_ns: int | None = None) -> dict[str, int]:
-        """Energy of each device from the last edge taken to the start of `edge_cell`, microjoules.
-
-        What a meter shows at the edge plus its lag is what had been used by the edge.
-        """
-        edge_ns = start_of(edge_cell) + (self._lag.corrected_ns if lag_ns is None else lag_ns)
+    def _take_energy(self, edge_cell: int) -> dict[str, int]:
+        """Energy of each device from the last edge taken to the start of `edge_cell`, microjoules."""
         energy = {}
         for meter in self.meters:
             name = meter.device.name
-            value = max(meter.curve.value_at(edge_ns), self._closed_uj[name])
+            value = max(meter.curve.value_at(start_of(edge_cell)), self._closed_uj[name])
             energy[name], self._closed_uj[name] = value - self._closed_uj[name], value
         return energy
+
+    def _take_energies(self, begin: int, until: int, rows: list[list[Row]]) -> list[dict[str, int]]:
+        """Energy of each device in each cell of a range, microjoules, between readings as power is expected to run."""
+        last_ns = max((meter.curve.last_ns for meter in self.meters if meter.curve), default=0)
+        lag_ns = 0 if start_of(until) >= last_ns else self._lag.corrected_ns
+        by_device = {}
+        for meter in self.meters:
+            name = meter.device.name
+            closed_uj = self._closed_uj[name]
+            shape = Shape(begin, self._expected_power(name, rows, meter.curve.value_at(start_of(until)) - closed_uj))
+            edges = edge_values(meter.curve, shape, closed_uj, lag_ns)
+            self._closed_uj[name] = edges[-1]
+            by_device[name] = [after - before for before, after in pairwise((closed_uj, *edges))]
+        return [{name: cells[i] for name, cells in by_device.items()} for i in range(until - begin)]
+
+    def _expected_power(self, device: str, rows: list[list[Row]], range_uj: int) -> list[float]:
+        """Expected energy of a device in each cell of a range that used so much in all, microjoules."""
+        idle_uj = self._idle[device].per_cell_uj()
+        uplift_uj = self._uplift_uj(device, idle_uj)
+        users = [(self.engines[i], rows[i]) for i in self._users[device]]
+        count = len(rows[0])
+        static = [idle_uj + uplift_uj * max((cells[k].busy for _, cells in users), default=0.0) for k in range(count)]
+        work = [sum(book.expected_uj(cells[k]) for book, cells in users) for k in range(count)]
+        dynamic = max(range_uj - sum(static), 0.0)
+        scale = dynamic / sum(work) if sum(work) > 0.0 else 0.0
+        least = max(range_uj, 1) / count / 1000
+        return [max(s + scale * w, least) for s, w in zip(static, work, strict=True)]
 
     def _energies_as_read(self, begin: int, until: int) -> list[int]:
         """Energy of all devices in each cell by the meters' own time, microjoules."""
@@ -332,7 +384,9 @@ class DeviceGroup:
         bookings: list[Booking],
         finals: list[Final],
     ) -> None:
-        splits = self._split(rows, energy, idle_per_cell)
+        splits, unused_uj = self._split(rows, energy, idle_per_cell)
+        if unused_uj:
+            bookings.append(self._book("", Owner.IDLE, unused_uj))
         for book, row, split in zip(self.engines, rows, splits, strict=True):
             name = book.engine.name
             unexplained, requests = book.close(cell, row, split)
@@ -342,16 +396,25 @@ class DeviceGroup:
             if unexplained:
                 bookings.append(self._book(name, Owner.UNATTRIBUTED, unexplained))
             ordered = sorted(requests, key=lambda request: order_of(request.event))
-            finals.extend(self._finalise(book, request, bookings) for request in ordered)
+            finals.extend(self._finalise(book, ordered, bookings))
 
-    def _split(self, rows: list[Row], energy: dict[str, int], idle_per_cell: dict[str, float]) -> list[Split]:
-        """Each engine's share of the cell: alone on a device it gets all of it; sharers by residency and work."""
+    def _split(
+        self, rows: list[Row], energy: dict[str, int], idle_per_cell: dict[str, float]
+    ) -> tuple[list[Split], int]:
+        """Each engine's share of the cell: alone on a device it gets all of it; sharers by residency and work.
+
+        The second is what stays idle with slices of partitioned devices that no engine holds.
+        """
+        unused_uj = 0
         count = len(self.engines)
         total, base, uplift = [0] * count, [0.0] * count, [0.0] * count
         for name, microjoules in energy.items():
             users = self._users[name]
             device_base = idle_per_cell[name]
             device_uplift = self._uplift_uj(name, device_base)
+            if all(name in self._slices[i] for i in users):
+                unused_uj += self._split_slices(name, rows, microjoules, device_base, total, base, uplift)
+                continue
             if len(users) == 1:
                 shares: list[tuple[int, int, float]] = [(users[0], microjoules, 1.0)]
             else:
@@ -362,15 +425,46 @@ class DeviceGroup:
                 total[i] += share
                 base[i] += device_base * part
                 uplift[i] += device_uplift * part
-        return [self._static(total[i], base[i], uplift[i], rows[i]) for i in range(count)]
+        return [self._static(total[i], base[i], uplift[i], rows[i]) for i in range(count)], unused_uj
+
+    def _split_slices(
+        self,
+        device: str,
+        rows: list[Row],
+        microjoules: int,
+        idle_uj: float,
+        total: list[int],
+        base: list[float],
+        uplift: list[float],
+    ) -> int:
+        """Add each engine's share of a partitioned device to its sums; returns what stays idle with unused slices."""
+        users = [
+            User(i, self._slices[i][device], rows[i].resident, self.engines[i].expected_uj(rows[i]))
+            for i in self._users[device]
+        ]
+        uplift_uj = self._uplift_uj(device, idle_uj)
+        shares, unused_uj = slice_shares(users, microjoules, idle_uj)
+        for share in shares:
+            total[share.engine] += share.microjoules
+            base[share.engine] += idle_uj * share.idle_part
+            uplift[share.engine] += uplift_uj * share.uplift_part
+        return unused_uj
+
+    def sharing(self, engine: str) -> tuple[str, ...]:
+        """How an engine's energy is told from that of others on its devices; empty where it has them alone."""
+        index = next(i for i, book in enumerate(self.engines) if book.engine.name == engine)
+        if self._slices[index]:
+            return ("partition_estimated",)
+        shared = any(index in users and len(users) > 1 for users in self._users.values())
+        return ("shared_device",) if shared else ()
 
     def _uplift_uj(self, device: str, idle_uj: float) -> float:
-        """What being busy adds to a device's cell: configured, else learned of its only engine, else nothing."""
+        """What being busy adds to a device's cell: configured, else learned of its only engine."""
         configured = self._idle[device].uplift_uj
         if configured is not None:
             return configured
         users = self._users[device]
-        return idle_uj * self.engines[users[0]].uplift if len(users) == 1 else 0.0
+        return idle_uj * (self.engines[users[0]].uplift if len(users) == 1 else UPLIFT_PRIOR)
 
     def _static(self, energy: int, base: float, uplift: float, row: Row) -> Split:
         """Idle and static part of one engine's cell (attribution.md section 3.4 and the idle policies)."""
@@ -381,29 +475,50 @@ class DeviceGroup:
             return Split(energy, idle, min(energy - idle, uplift) * row.busy)
         return Split(energy, int(min(energy, base) * (1.0 - row.busy)), min(energy, base + uplift) * row.busy)
 
-    def _finalise(self, book: EngineBook, request: Request, bookings: list[Booking]) -> Final:
-        name, parts = book.engine.name, request.parts
+    def _finalise(self, book: EngineBook, requests: Iterable[Request], bookings: list[Booking]) -> list[Final]:
+        """Requests whose last cell has been closed take their whole microjoules out of what is held for them.
+
+        They are told at the state of the books right after that cell; booked is one sum per owner.
+        """
+        ended = list(requests)
+        if not ended:
+            return []
+        name, doubt, idle_source = book.engine.name, book.doubt(), self._idle_source(book)
+        sharing = self.sharing(name)
         left = self.held[name]
-        amounts = []
-        for owner, amount in (
-            (Owner.PREFILL, parts.prefill_total),
-            (Owner.DECODE, parts.decode_total),
-            (Owner.RESIDENT, parts.resident),
-        ):
-            whole = min(max(int(amount), 0), left)
-            left -= whole
-            amounts.append(whole)
-            if whole:
-                bookings.append(self._book(name, owner, whole))
+        prefill = decode = resident = 0
+        finals = []
+        for request in ended:
+            parts = request.parts
+            own_prefill = _whole_of(parts.prefill_total, left)
+            own_decode = _whole_of(parts.decode_total, left - own_prefill)
+            own_resident = _whole_of(parts.resident, left - own_prefill - own_decode)
+            left -= own_prefill + own_decode + own_resident
+            prefill += own_prefill
+            decode += own_decode
+            resident += own_resident
+            finals.append(Final(request, own_prefill, own_decode, own_resident, idle_source, doubt, sharing))
         self.held[name] = left
-        sources = {self._idle[d].source for d in book.engine.devices if d in self._idle}
-        worst = next((word for word in ("estimated", "learned", "configured") if word in sources), "")
-        return Final(request, amounts[0], amounts[1], amounts[2], worst)
+        for owner, microjoules in ((Owner.PREFILL, prefill), (Owner.DECODE, decode), (Owner.RESIDENT, resident)):
+            if microjoules:
+                bookings.append(self._book(name, owner, microjoules))
+        return finals
+
+    def _idle_source(self, book: EngineBook) -> str:
+        devices = {*book.engine.devices, *slices_of(book.engine, self.partitions)}
+        sources = {self._idle[name].source for name in devices if name in self._idle}
+        return next((word for word in ("estimated", "learned", "configured") if word in sources), "")
 
     def _settle(self, bookings: list[Booking]) -> None:
-        """Hand out unreported work, and what the floors left over once nobody can claim it."""
+        """Hand out work that no event told of, and what the floors left over once nobody can claim it."""
         for book in self.engines:
             name = book.engine.name
+            phases = (Owner.PREFILL, Owner.DECODE, Owner.RESIDENT)
+            for owner, counted in zip(phases, book.counted.take(), strict=True):
+                amount = min(counted, self.held[name])
+                if amount:
+                    self.held[name] -= amount
+                    bookings.append(self._book(name, owner, amount))
             unreported = min(book.take_unreported(), self.held[name])
             if unreported:
                 self.held[name] -= unreported
@@ -415,7 +530,7 @@ class DeviceGroup:
 
     def _finish(self, bookings: list[Booking], finals: list[Final]) -> None:
         for book in self.engines:
-            finals.extend(self._finalise(book, request, bookings) for request in book.finish())
+            finals.extend(self._finalise(book, book.finish(), bookings))
             name = book.engine.name
             unreported = min(book.take_unreported(), self.held[name])
             for owner, amount in ((Owner.UNREPORTED, unreported), (Owner.UNATTRIBUTED, self.held[name] - unreported)):
@@ -426,6 +541,14 @@ class DeviceGroup:
     def _book(self, engine: str, owner: Owner, microjoules: int) -> Booking:
         self.booked_uj += microjoules
         return Booking(engine, owner, microjoules)
+
+
+def _whole_of(amount: float, left: int) -> int:
+    """Whole microjoules of an amount, none if it is below zero, and no more than are left."""
+    whole = int(amount)
+    if whole <= 0:
+        return 0
+    return min(left, whole)
 
 
 def _shares(

@@ -80,7 +80,7 @@ class HostShare:
             if not isinstance(mark, Request):
                 continue
             work = mark.work
-            begin_ns = max(work.start_ns, work.from_ns)
+            begin_ns = work.begin_ns
             if which == 0:
                 self._open[mark] = -self._price_at(cell, begin_ns, rate)
             elif which == 2 and mark in self._open:

@@ -13,6 +13,8 @@ KEEP_CELLS = 600
 SHARE_OF_LIMIT = 0.15
 SHARE_OF_LOWEST_BUSY = 0.8
 LOWEST_BUSY_QUANTILE = 0.02
+LIMIT_OVER_HIGHEST = 1.25
+"""A power limit that nobody told, over the highest power seen."""
 
 
 class IdlePower:
@@ -27,7 +29,7 @@ class IdlePower:
         per_cell = CELL_SECONDS * MICROJOULES_PER_JOULE
         self._configured = None if device.idle_watts is None else device.idle_watts * per_cell
         self._limit = None if device.max_watts is None else device.max_watts * per_cell
-        self.uplift_uj = None if device.uplift_watts is None else device.uplift_watts * per_cell
+        self.uplift_uj = None if device.uplift_watts is None else max(device.uplift_watts, 0.0) * per_cell
         self._idle: deque[int] = deque(maxlen=KEEP_CELLS)
         self._busy: deque[int] = deque(maxlen=KEEP_CELLS)
         self._busy_sorted: list[int] = []
@@ -60,4 +62,4 @@ class IdlePower:
         if not self._busy_sorted:
             return SHARE_OF_LIMIT * self._limit if self._limit else 0.0
         lowest = SHARE_OF_LOWEST_BUSY * self._busy_sorted[int(LOWEST_BUSY_QUANTILE * len(self._busy_sorted))]
-        return min(SHARE_OF_LIMIT * self._limit, lowest) if self._limit else lowest
+        return min(SHARE_OF_LIMIT * (self._limit or LIMIT_OVER_HIGHEST * self._busy_sorted[-1]), lowest)

@@ -24,7 +24,7 @@ WINDOW_CELLS = 100
 PREFILLS_PER_WINDOW = 20.0
 FORGET = 0.99
 """Per window: half of the weight is gone after about twelve minutes."""
-NOISE_MIN = 0.04
+NOISE_MIN = 0.05
 """Relative error of a window's energy that the model leaves in any case: edges, the meter's phase."""
 SIZE = 6
 """Unknowns: uplift, and the five channels."""

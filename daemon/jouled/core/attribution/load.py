@@ -18,38 +18,52 @@ REFRESH_CELLS = 6000
 engine never pauses."""
 
 
-class Work(NamedTuple):
+class Work:
     """One request as the channels see it, times in core nanoseconds; start ≥ 1 ms before first token.
 
-    `from_ns`: the request's cells before this were closed without it; its rates apply from here on.
+    `from_ns`: the request's cells before this were closed without it; its rates apply from here on, or from its start
+    (`begin_ns`). `prefill_rate`: computed prompt tokens per second of prefill; `attention_rate`: query-key pairs per
+    second of prefill, for a computed token attends the cached and, on average, half the rest; `decode_rate`: output
+    tokens per second after the first, 0 where there are none or all came at once.
     """
 
-    start_ns: int
-    first_ns: int
-    last_ns: int
-    computed: int
-    cached: int
-    prompt: int
-    generated: int
-    from_ns: int
+    __slots__ = (
+        "attention_rate",
+        "begin_ns",
+        "cached",
+        "computed",
+        "decode_rate",
+        "first_ns",
+        "from_ns",
+        "generated",
+        "last_ns",
+        "prefill_rate",
+        "prompt",
+        "start_ns",
+    )
 
-    @property
-    def prefill_rate(self) -> float:
-        """Computed prompt tokens per second of prefill."""
-        return self.computed * NANOSECONDS_PER_SECOND / (self.first_ns - self.start_ns)
-
-    @property
-    def attention_rate(self) -> float:
-        """Query-key pairs per second of prefill: a computed token attends the cached and, on average, half the rest."""
-        pairs = self.computed * (self.cached + self.computed / 2)
-        return pairs * NANOSECONDS_PER_SECOND / (self.first_ns - self.start_ns)
-
-    @property
-    def decode_rate(self) -> float:
-        """Output tokens per second after the first; 0 where there are none, or all came at once."""
-        if self.generated <= 1 or self.last_ns - self.first_ns < SHORTEST_DECODE_NS:
-            return 0.0
-        return (self.generated - 1) * NANOSECONDS_PER_SECOND / (self.last_ns - self.first_ns)
+    def __init__(
+        self,
+        start_ns: int,
+        first_ns: int,
+        last_ns: int,
+        computed: int,
+        cached: int,
+        prompt: int,
+        generated: int,
+        from_ns: int,
+    ) -> None:
+        self.start_ns, self.first_ns, self.last_ns = start_ns, first_ns, last_ns
+        self.computed, self.cached, self.prompt, self.generated = computed, cached, prompt, generated
+        self.from_ns = from_ns
+        self.begin_ns = max(from_ns, start_ns)
+        self.prefill_rate = self.attention_rate = self.decode_rate = 0.0
+        prefill_ns, decode_ns = first_ns - start_ns, last_ns - first_ns
+        if computed and prefill_ns > 0:
+            self.prefill_rate = computed * NANOSECONDS_PER_SECOND / prefill_ns
+            self.attention_rate = computed * (cached + computed / 2) * NANOSECONDS_PER_SECOND / prefill_ns
+        if generated > 1 and decode_ns >= SHORTEST_DECODE_NS:
+            self.decode_rate = (generated - 1) * NANOSECONDS_PER_SECOND / decode_ns
 
 
 class Cell:
@@ -122,13 +136,17 @@ class Row:
 
 
 class Lost(NamedTuple):
-    """Work in one cell that no event told of, in the units of a row; its energy is `unreported`."""
+    """Work in one cell that no event told of, in the units of a row; its energy is `unreported`.
+
+    prefilling: of `resident`, the seconds of prefill, where an engine's counters are all there is.
+    """
 
     resident: float
     prefill: float
     attention: float
     decode: float
     kv: float
+    prefilling: float = 0.0
 
 
 class Load:
@@ -150,60 +168,25 @@ class Load:
 
     def insert(self, work: Work, mark: object) -> None:
         """Add a request; `mark` is handed back at its start (0), first token (1) and last token (2)."""
-        start_ns = max(work.start_ns, work.from_ns)
+        start_ns = work.begin_ns
         first_ns = max(work.first_ns, start_ns)
         last_ns = max(work.last_ns, first_ns)
-        self._insert_residency(start_ns, last_ns)
+        start_cell, start_offset = divmod(start_ns, CELL_NS)
+        first_cell, first_offset = divmod(first_ns, CELL_NS)
+        last_cell, last_offset = divmod(last_ns, CELL_NS)
+        starting, turning, ending = self.cell(start_cell), self.cell(first_cell), self.cell(last_cell)
+        starting.marks.append((0, mark))
+        turning.marks.append((1, mark))
+        ending.marks.append((2, mark))
+        _add_residency(starting, start_offset, ending, last_offset)
         if first_ns > start_ns and work.computed:
-            self._insert_prefill(start_ns, first_ns, work.prefill_rate, work.attention_rate)
+            _add_prefill(starting, start_offset, work, 1)
+            _add_prefill(turning, first_offset, work, -1)
         if last_ns > first_ns and work.decode_rate:
-            self._insert_decode(first_ns, last_ns)
-        self.cell(start_ns // CELL_NS).marks.append((0, mark))
-        self.cell(first_ns // CELL_NS).marks.append((1, mark))
-        self.cell(last_ns // CELL_NS).marks.append((2, mark))
-
-    def _insert_residency(self, start_ns: int, last_ns: int) -> None:
-        first, last = start_ns // CELL_NS, last_ns // CELL_NS
-        begin, end = start_ns % CELL_NS, last_ns % CELL_NS
-        cell = self.cell(first)
-        if first == last:
-            cell.x_resident += (end - begin) / NANOSECONDS_PER_SECOND
-            cell.edges.append((begin, end))
-            return
-        cell.x_resident += (CELL_NS - begin) / NANOSECONDS_PER_SECOND
-        cell.d_resident += 1
-        cell.edges.append((begin, CELL_NS))
-        cell = self.cell(last)
-        cell.x_resident -= (CELL_NS - end) / NANOSECONDS_PER_SECOND
-        cell.d_resident -= 1
-        cell.ending += 1
-        cell.edges.append((0, end))
-
-    def _insert_prefill(self, start_ns: int, first_ns: int, rate: float, attention_rate: float) -> None:
-        rest = (CELL_NS - start_ns % CELL_NS) / NANOSECONDS_PER_SECOND
-        cell = self.cell(start_ns // CELL_NS)
-        cell.x_prefill += rate * rest
-        cell.x_prefillers += rest
-        cell.x_attention += attention_rate * rest
-        cell.d_prefill += rate
-        cell.d_attention += attention_rate
-        cell.n_prefill += 1
-        rest = (CELL_NS - first_ns % CELL_NS) / NANOSECONDS_PER_SECOND
-        cell = self.cell(first_ns // CELL_NS)
-        cell.x_prefill -= rate * rest
-        cell.x_prefillers -= rest
-        cell.x_attention -= attention_rate * rest
-        cell.d_prefill -= rate
-        cell.d_attention -= attention_rate
-        cell.n_prefill -= 1
-
-    def _insert_decode(self, first_ns: int, last_ns: int) -> None:
-        cell = self.cell(first_ns // CELL_NS)
-        cell.x_decoders += (CELL_NS - first_ns % CELL_NS) / NANOSECONDS_PER_SECOND
-        cell.n_decode += 1
-        cell = self.cell(last_ns // CELL_NS)
-        cell.x_decoders -= (CELL_NS - last_ns % CELL_NS) / NANOSECONDS_PER_SECOND
-        cell.n_decode -= 1
+            turning.x_decoders += (CELL_NS - first_offset) / NANOSECONDS_PER_SECOND
+            turning.n_decode += 1
+            ending.x_decoders -= (CELL_NS - last_offset) / NANOSECONDS_PER_SECOND
+            ending.n_decode -= 1
 
     def sweep(self, index: int) -> Row:
         """Sum up the next cell; cells are swept in order, each once."""
@@ -245,6 +228,32 @@ class Load:
         self._decodes += cell.n_decode
         self._prefill = self._prefill + cell.d_prefill if self._prefills else 0.0
         self._attention = self._attention + cell.d_attention if self._prefills else 0.0
+
+
+def _add_residency(starting: Cell, begin: int, ending: Cell, end: int) -> None:
+    """A request is there from offset `begin` of one cell to offset `end` of another, or of the same."""
+    if starting is ending:
+        starting.x_resident += (end - begin) / NANOSECONDS_PER_SECOND
+        starting.edges.append((begin, end))
+        return
+    starting.x_resident += (CELL_NS - begin) / NANOSECONDS_PER_SECOND
+    starting.d_resident += 1
+    starting.edges.append((begin, CELL_NS))
+    ending.x_resident -= (CELL_NS - end) / NANOSECONDS_PER_SECOND
+    ending.d_resident -= 1
+    ending.ending += 1
+    ending.edges.append((0, end))
+
+
+def _add_prefill(cell: Cell, offset: int, work: Work, sign: int) -> None:
+    """From an offset of a cell on, a request prefills (+1) or no longer does (−1)."""
+    rest = sign * (CELL_NS - offset) / NANOSECONDS_PER_SECOND
+    cell.x_prefill += work.prefill_rate * rest
+    cell.x_prefillers += rest
+    cell.x_attention += work.attention_rate * rest
+    cell.d_prefill += sign * work.prefill_rate
+    cell.d_attention += sign * work.attention_rate
+    cell.n_prefill += sign
 
 
 def union_ns(intervals: list[tuple[int, int]]) -> int:

@@ -14,7 +14,7 @@ from jouled.core.attribution.load import Lost, Row
 from jouled.core.attribution.request import Request
 from jouled.model.engine import CounterSemantics
 from jouled.model.requests import RequestEvent
-from jouled.model.units import NANOSECONDS_PER_SECOND
+from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 
 if TYPE_CHECKING:
     from jouled.core.attribution.engine import Means
@@ -25,6 +25,8 @@ NOISE_TOKENS_PER_CROSSING = 16.0
 """By how much linear decode may be off for a request that crosses the end of a range: half a second of tokens."""
 CARRY_LIMITS = 3.0
 """Tokens told in excess of the counter are remembered up to this multiple of the threshold."""
+LONGEST_INTERVAL_NS = nanoseconds(25.0)
+"""Counters say too little of when tokens were made between looks further apart."""
 COVERAGE_WEIGHT = 0.2
 MEAN_WEIGHT = 0.01
 
@@ -100,7 +102,10 @@ class LostWork:
             self._carry[name] = max(self._carry[name] - tokens, 0.0)
 
     def assess(self, census: Census, begin: int, rows: Sequence[Row], means: "Means") -> None:
-        """Add lost work to the rows of a settled range."""
+        """Add lost work to the rows of a settled range, if looks come often enough to tell it from noise."""
+        looks = census.around(start_of(begin), start_of(begin + len(rows)))
+        if any(after.t_ns - before.t_ns > LONGEST_INTERVAL_NS for before, after in pairwise(looks)):
+            return
         generation = self._pieces(census, "generation", begin, rows)
         prompt = self._pieces(census, "prompt", begin, rows)
         lost_generation = self._missing("generation", generation, _noise(rows))
@@ -124,23 +129,21 @@ class LostWork:
         edges = sorted({begin, *inner, end})
         pieces = []
         for low, high in pairwise(edges):
-            counted = self._counted(census, name, low, high)
+            counted = self.counted(census, name, low, high)
             if counted is not None:
                 chosen = rows[low - begin : high - begin]
                 expected = sum(self._expected(name, row) for row in chosen)
                 pieces.append(Piece(low - begin, high - begin, counted, expected))
         return pieces
 
-    def _counted(self, census: Census, name: str, low: int, high: int) -> float | None:
-        start, end = census.counter_at(name, start_of(low)), census.counter_at(name, start_of(high))
+    def counted(self, census: Census, name: str, low: int, high: int) -> float | None:
+        """What a counter grew by from one cell's start to another's; `None` where looks do not tell."""
+        start, end = census.counter_near(name, low), census.counter_near(name, high)
         if start is None or end is None:
             return None
         grown = end - start
         if name == "prompt" and self._semantics.prompt == "total":
-            cached_start, cached_end = (
-                census.counter_at("cached", start_of(low)),
-                census.counter_at("cached", start_of(high)),
-            )
+            cached_start, cached_end = census.counter_near("cached", low), census.counter_near("cached", high)
             grown -= (cached_end or 0.0) - (cached_start or 0.0)
         return max(grown, 0.0)
 

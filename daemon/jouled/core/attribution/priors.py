@@ -4,6 +4,7 @@ Only the ratios matter: the scale comes from the meter.
 """
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -47,6 +48,17 @@ class Betas(NamedTuple):
     def knows_architecture(self) -> bool:
         """Whether the sizes are the model's own, not guessed from its name."""
         return self.source in ARCHITECTURE_SOURCES
+
+    def scaled(self, factors: Sequence[float]) -> "Betas":
+        """The same with each channel's joules multiplied by a factor, in the order of the channels."""
+        step, prefill, attention, decode, kv = factors
+        return self._replace(
+            step=self.step * step,
+            prefill=self.prefill * prefill,
+            attention=self.attention * attention,
+            decode=self.decode * decode,
+            kv=self.kv * kv,
+        )
 
 
 class Sizes(NamedTuple):

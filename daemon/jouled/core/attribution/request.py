@@ -25,6 +25,9 @@ class Prefix(NamedTuple):
 
 ZERO = Prefix()
 
+Integrals = tuple[float, float, float, float, float, float, float]
+"""The values of a `Prefix`; a plain tuple where one is made for every mark of every request."""
+
 
 class Parts:
     """Microjoules of one request by phase and channel."""
@@ -56,11 +59,12 @@ class Request:
 
     `edge_watts`: mean power per member at service start and at the last token, for the uncertainty of both edges.
     In the range that is being closed it makes `tokens_per_pace` tokens per unit of step time, from a context of
-    `context_at_origin` tokens, both as if it had decoded since the range's begin.
+    `context_at_origin` tokens, both as if it had decoded since the range's begin. `decoded`: tokens made up to then.
     """
 
     __slots__ = (
         "context_at_origin",
+        "decoded",
         "edge_watts",
         "event",
         "flags",
@@ -77,23 +81,25 @@ class Request:
         self.flags = flags
         self.parts = Parts()
         self.phase = PREFILL
-        self.since = ZERO
+        self.since: Integrals = ZERO
         self.edge_watts = [0.0, 0.0]
         self.tokens_per_pace = self.context_at_origin = 0.0
+        self.decoded: float | None = None
 
-    def fold(self, now: Prefix) -> None:
+    def fold(self, now: Integrals) -> None:
         """Take the share of everything since the last fold, and start from here."""
-        since, parts, work = self.since, self.parts, self.work
-        self.since = now
-        parts.resident += now.resident - since.resident
+        parts = self.parts
+        resident0, step0, prefill0, attention0, decode0, kv0, moment0 = self.since
+        resident, step, prefill, attention, decode, kv, moment = self.since = now
+        parts.resident += resident - resident0
         if self.phase == PREFILL:
-            parts.prefill_step += now.step - since.step
-            parts.prefill += work.prefill_rate * (now.prefill - since.prefill)
-            parts.attention += work.attention_rate * (now.attention - since.attention)
+            parts.prefill_step += step - step0
+            parts.prefill += self.work.prefill_rate * (prefill - prefill0)
+            parts.attention += self.work.attention_rate * (attention - attention0)
             return
         rate = self.tokens_per_pace
-        parts.decode_step += now.step - since.step
+        parts.decode_step += step - step0
         if rate:
-            parts.decode += rate * (now.decode - since.decode)
-            parts.kv += rate * self.context_at_origin * (now.kv - since.kv)
-            parts.kv += rate * rate * (now.kv_moment - since.kv_moment)
+            parts.decode += rate * (decode - decode0)
+            parts.kv += rate * self.context_at_origin * (kv - kv0)
+            parts.kv += rate * rate * (moment - moment0)

@@ -23,6 +23,7 @@ FORGET = 0.992
 """Per look, every 5 s: half of the weight is gone after seven minutes."""
 LEAST_PACE = 1e-3
 """Steps per second where none were counted: a request that is told to have decoded there still did."""
+TOKENS_WEIGHT = 0.2
 
 
 class StepClock:
@@ -31,6 +32,7 @@ class StepClock:
     def __init__(self) -> None:
         self._plain2 = self._both = self._prefill2 = self._plain_steps = self._prefill_steps = 0.0
         self._intervals = 0
+        self.tokens_per_step: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -45,11 +47,14 @@ class StepClock:
     def set(self, begin: int, rows: Sequence[Row], looks: Sequence[Look]) -> bool:
         """Give rows from cell `begin` on their steps and their pace, if looks come closely; else leave them alone.
 
-        Before the first look and after the last one steps are as dense as beside them.
+        Before the first look and after the last one steps are as dense as beside them. A counter that stands still
+        while requests decode counts no steps.
         """
         counted = [look for look in looks if look.steps is not None]
         intervals = [(a, b) for a, b in pairwise(counted) if b.t_ns - a.t_ns <= LONGEST_INTERVAL_NS]
         if not intervals or len(intervals) < len(counted) - 1:
+            return False
+        if intervals[-1][1].steps == intervals[0][0].steps and any(row.decoders > 0.0 for row in rows):
             return False
         begin_ns, end_ns = start_of(begin), start_of(begin + len(rows))
         for before, after in intervals:
@@ -63,6 +68,12 @@ class StepClock:
             row.steps = weight * _mean_over_cell(start_of(begin + index), ends, per_weight)
             row.pace = max(row.steps / CELL_SECONDS, LEAST_PACE)
         return True
+
+    def observe_tokens(self, per_step: float | None) -> None:
+        """Take what every member got by each step of a range; `None`: nobody decoded."""
+        if per_step is not None:
+            last = self.tokens_per_step
+            self.tokens_per_step = per_step if last is None else last + TOKENS_WEIGHT * (per_step - last)
 
     def _observe(self, rows: Sequence[Row], steps: float) -> None:
         if steps <= 0.0:

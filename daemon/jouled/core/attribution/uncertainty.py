@@ -1,5 +1,6 @@
 """How far a receipt may be off (attribution.md section 6): one standard deviation, without the sensor's gain error."""
 
+from collections.abc import Sequence
 from math import hypot
 
 from jouled.core.attribution.request import Request
@@ -18,7 +19,7 @@ SPLIT_SPREAD = 0.35
 def sigma_joules(
     request: Request,
     joules: float,
-    shares: list[float],
+    shares: Sequence[float],
     *,
     architecture: bool,
     steps_counted: bool,
@@ -31,9 +32,8 @@ def sigma_joules(
     doubled = 1.0 if architecture else 2.0
     spread = 0.0
     if total > 0.0:
-        means = [dynamic * share / total for share in shares[1:]]
-        deviations = zip(CHANNEL_SPREAD, own, means, strict=True)
-        spread = 1e-6 * hypot(*(doubled * sd * (joule - mean) for sd, joule, mean in deviations))
+        channels = zip(CHANNEL_SPREAD, own, shares[1:], strict=True)
+        spread = 1e-6 * hypot(*[doubled * sd * (joule - dynamic * share / total) for sd, joule, share in channels])
     coarse = request.work.computed > LONG_PROMPT_TOKENS or not steps_counted
     floor = (FLOOR_COARSE if coarse else FLOOR) * joules
     unreported = 0.0 if coverage is None else (1.0 - coverage) * joules

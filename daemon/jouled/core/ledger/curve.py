@@ -1,6 +1,6 @@
 """The cumulative energy of one device over time, as knots between which it is linear."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 
 
 class EnergyCurve:
@@ -46,6 +46,11 @@ class EnergyCurve:
         t0, t1 = self._t_ns[right - 1], self._t_ns[right]
         e0, e1 = self._uj[right - 1], self._uj[right]
         return e0 + (e1 - e0) * (t_ns - t0) // (t1 - t0)
+
+    def between(self, after_ns: int, before_ns: int) -> list[tuple[int, int]]:
+        """The knots inside an interval, both ends left out."""
+        low, high = bisect_right(self._t_ns, after_ns), bisect_left(self._t_ns, before_ns)
+        return list(zip(self._t_ns[low:high], self._uj[low:high], strict=True))
 
     def flat_until(self, t_ns: int) -> int:
         """The time up to which no energy is used from `t_ns` on, as far as the curve is known."""

@@ -12,6 +12,8 @@ client asks for it, as OpenMetrics with exemplars.
 - **live** series follow the meters and the engines' counters within seconds; **book** series advance together when a
   cell or a request becomes final, up to `jouled_books_watermark_timestamp_seconds`. Never divide one by the other.
 - What was not read is absent, never zero.
+- Energy without a `quality` label is measured. A request whose energy is a guess counts in `jouled_requests_total`,
+  `jouled_request_tokens_total` and `jouled_slo_requests_total` only: its tokens have no joules to be divided by.
 - Node, rack and cluster labels belong to the scrape configuration.
 """
 
