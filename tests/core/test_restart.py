@@ -17,6 +17,7 @@ from jouled.core.pipeline import Pipeline
 from jouled.core.state import StateError, freeze, thaw
 from jouled.model.device import Device, DeviceKind
 from jouled.model.engine import Engine
+from jouled.model.parameters import Parameters
 from jouled.model.readings import EnergyReading, PowerReading
 from jouled.model.receipt import Receipt
 from jouled.model.requests import RequestEvent, RequestStart
@@ -31,8 +32,9 @@ def stored(books: Books) -> Books:
 class Daemon:
     """A core with a journal: what is saved of it at each commit, and how it comes back from that."""
 
-    def __init__(self, every_checkpoint: int = 10) -> None:
-        self.pipeline = Pipeline(PARAMETERS)
+    def __init__(self, every_checkpoint: int = 10, parameters: Parameters = PARAMETERS) -> None:
+        self.parameters = parameters
+        self.pipeline = Pipeline(parameters)
         self.every = every_checkpoint
         self.journal = Journal()
         self.rows: list[bytes] = []
@@ -67,15 +69,17 @@ class Daemon:
         self.journal.clear()
 
     def die_and_return(self) -> None:
-        self.pipeline = resume(self.state, self.rows, version=VERSION, parameters=PARAMETERS, committed=self.committed)
+        self.pipeline = resume(
+            self.state, self.rows, version=VERSION, parameters=self.parameters, committed=self.committed
+        )
         self.pipeline.remember(self.receipts)
         self.journal.clear()
         self.waiting = []
 
 
-def run(inputs, cuts=(), *, every_checkpoint=10) -> tuple[dict[str, Receipt], Books]:
+def run(inputs, cuts=(), *, every_checkpoint=10, parameters=PARAMETERS) -> tuple[dict[str, Receipt], Books]:
     """Drive a core, a commit each second; at each cut (a commit's number) it is replaced by what was saved."""
-    daemon = Daemon(every_checkpoint)
+    daemon = Daemon(every_checkpoint, parameters)
     now = last = 0
     for item in inputs:
         reason = daemon.feed(item)
@@ -113,9 +117,13 @@ def test_long_requests_and_starts_live_on():
     assert run(inputs, {7, 31, 64, 65, 99, 140}, every_checkpoint=30) == whole
 
 
+UNTAUGHT = change(PARAMETERS, learn_ratios=False)
+"""Who was away has been taught less of the ratios: what is compared here is not that."""
+
+
 def away(inputs, gone: float, back: float, *, first_back=None) -> tuple[Daemon, dict[str, Receipt]]:
     """A daemon that is killed and sees nothing from `gone` to `back`, seconds after the start."""
-    daemon = Daemon()
+    daemon = Daemon(parameters=UNTAUGHT)
     now = last = 0
     returned = False
     for item in inputs:
@@ -153,7 +161,7 @@ def test_energy_used_while_away_is_downtime_and_no_requests():
     assert total.downtime_uj == pytest.approx(gap_uj, rel=0.02)
     assert total.measured_uj == node.joules_at(START + 100 * SECOND)
     assert total.unattributed_uj < 10, "what was open found its owners"
-    plain, _ = run(node.inputs())
+    plain, _ = run(node.inputs(), parameters=UNTAUGHT)
     share = 1 - 6.0 / 20.2
     assert receipts["across"].joules == pytest.approx(plain["across"].joules * share, rel=0.05)
     assert receipts["before"].joules == pytest.approx(plain["before"].joules, rel=1e-3)
@@ -166,7 +174,7 @@ def test_a_gap_teaches_nothing_of_idle_power():
     node = Node((request("late", 174.0),), seconds=180.0)
     learned = [change(item, idle_watts=None) if isinstance(item, Device) else item for item in node.inputs()]
     _, receipts = away(learned, 20.0, 172.0)
-    plain, _ = run(learned)
+    plain, _ = run(learned, parameters=UNTAUGHT)
     assert receipts["late"].method["idle_power"] == plain["late"].method["idle_power"] == "learned"
     assert receipts["late"].joules_resident == pytest.approx(plain["late"].joules_resident, rel=0.01)
 
