@@ -362,10 +362,7 @@ class Pipeline:
     def _found(
         self, group: Group, engines: dict[str, Engine], closed: dict[str, int], edges: dict[str, int]
     ) -> DeviceGroup:
-        books = [
-            EngineBook(engines[name], self._parameters, knows_uplift=self._knows_uplift(engines[name]))
-            for name in group.engines
-        ]
+        books = [EngineBook(engines[name], self._parameters) for name in group.engines]
         quarantined = next((name for name in group.engines if name in self._quarantined), "")
         found = DeviceGroup(
             [self._meters[name] for name in group.devices],
@@ -382,11 +379,6 @@ class Pipeline:
             found.begin_at({name: closed[name] for name in group.devices if name in closed}, max(before))
         self._merge_accounts(group, owners_quality(Quality.ESTIMATED if found.estimated else Quality.MEASURED))
         return found
-
-    def _knows_uplift(self, engine: Engine) -> bool:
-        """Whether all devices of an engine tell what being busy adds: without it, step density would mislead."""
-        names = [self._partitions[n].parent if n in self._partitions else n for n in engine.devices]
-        return all(self._meters[name].device.uplift_watts is not None for name in names if name in self._meters)
 
     def _account_of(self, group: Group) -> GroupAccount:
         key = (group.devices, group.engines)

@@ -1,16 +1,14 @@
 """Going on after a restart where the last commit was (ADR 0006): what each commit saves, and taking it up again."""
 
-import gc
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec import Struct
 
 import jouled
 from jouled.app.runtime.clock import BootClock, ClockState
+from jouled.app.runtime.garbage import without_collections
 from jouled.app.runtime.publisher import Commit
 from jouled.core.continuity import checkpoint, resume
 from jouled.core.journal import Journal
@@ -63,7 +61,7 @@ class Continuity:
         self._bytes = 0
         self._due = time.monotonic() + CHECKPOINT_SECONDS
         try:
-            with _without_collections():
+            with without_collections():
                 return Progress(checkpoint=checkpoint(self._pipeline, jouled.__version__))
         except StateError as error:
             if str(error) != self._said:
@@ -105,7 +103,7 @@ def _resumed(store: Store, restored: Commit, parameters: Parameters) -> Pipeline
     saved = store.saved(time.time_ns())
     if saved is None:
         raise StateError("is missing, damaged, or ended badly twice in ten minutes")
-    with _without_collections():
+    with without_collections():
         pipeline = resume(
             saved.state, saved.inputs, version=jouled.__version__, parameters=parameters, committed=restored.books
         )
@@ -122,18 +120,6 @@ def _clock(pipeline: Pipeline, stored: ClockState | None) -> BootClock:
     clock.offset_ns -= steps[-1][1] if steps else 0
     clock.offset_ns += max(pipeline.now_ns - clock.now_ns(), 0)
     return clock
-
-
-@contextmanager
-def _without_collections() -> Iterator[None]:
-    """A collection in the middle would look at all the objects that are being made, for nothing."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def boot_id() -> str:

@@ -1,10 +1,8 @@
 """A recording through the core under a virtual clock, as fast as it goes."""
 
-import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from msgspec import Struct
 
 from jouled.app.config.types import EngineConfig
+from jouled.app.runtime.garbage import without_collections
 from jouled.app.runtime.recording import Broken, Entry, Heading, Line, Unknown, read
 from jouled.app.runtime.recording_files import RecordingError
 from jouled.core.pipeline import Pipeline
@@ -98,7 +97,7 @@ def replay(
         pipeline.feed(engine)
     sieve = _Sieve(complain)
     finals = _Finals(take)
-    with _without_collections():
+    with without_collections():
         now_ns = drive(sieve.entries(read(path)), pipeline, finals.take, sieve.refused)
     if not sieve.good:
         raise RecordingError(f"{path} is no recording: {_what_is_in_it(sieve)}")
@@ -200,15 +199,3 @@ def _not_in(path: Path, engines: Sequence[EngineConfig]) -> list[Engine]:
 
 def _what_is_in_it(sieve: _Sieve) -> str:
     return f"none of its {sieve.lines} lines is one of a recording" if sieve.lines else "it is empty"
-
-
-@contextmanager
-def _without_collections() -> Iterator[None]:
-    """The core makes no cyclic garbage, and looking for some costs a part of the time that grows with the books."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -57,7 +57,7 @@ class Split(NamedTuple):
 class EngineBook:
     """Attribution for one engine. Cells before `next_cell` are closed."""
 
-    def __init__(self, engine: Engine, parameters: Parameters, *, knows_uplift: bool = False) -> None:
+    def __init__(self, engine: Engine, parameters: Parameters) -> None:
         self.engine = engine
         self.betas = self._prices = betas(engine)
         self._policy = parameters.idle_policy
@@ -81,7 +81,6 @@ class EngineBook:
         self._cell_ns = 0
         self._step_ratio = 1.0
         self._clock = StepClock()
-        self._knows_uplift = knows_uplift
         self._learning = Learning(architecture=self.betas.knows_architecture)
         self._learns_ratios = parameters.learn_ratios
         self._spent = [0.0] * 6
