@@ -1,7 +1,5 @@
 """The parts of the attribution: priors, work by cell, service start, the census of who ran when."""
 
-from itertools import accumulate
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +10,7 @@ from jouled.core.attribution.census import Census, Look, Monotone
 from jouled.core.attribution.decode import Decoding
 from jouled.core.attribution.idle import IdlePower
 from jouled.core.attribution.load import Load, Row, Work, union_ns
+from jouled.core.attribution.prefill_stretches import Stretch, stretches_of
 from jouled.core.attribution.priors import betas, sizes_from_name
 from jouled.core.attribution.request import Request
 from jouled.core.attribution.service_start import ServiceStart
@@ -231,39 +230,90 @@ def test_idle_power_is_configured_learned_or_estimated():
 assert CELL_NS == SECOND // 10
 
 
-LOOKS_NS = [start_of(50 * k) for k in range(22)]
-
-
 def counted_look(t_ns: int, steps: float) -> Look:
     found = Look(t_ns, None, None)
     found.steps = round(steps)
     return found
 
 
-def rows_of(prefilling: list[float]) -> list[Row]:
-    rows = []
-    for part in prefilling:
-        row = Row()
-        row.busy, row.prefilling = 1.0, part
-        rows.append(row)
+def busy_rows(count: int) -> list[Row]:
+    rows = [Row() for _ in range(count)]
+    for row in rows:
+        row.busy = 1.0
     return rows
 
 
-def test_the_step_clock_learns_how_much_a_prefill_slows_steps_down():
-    clock = StepClock()
-    steps = list(accumulate((300.0 * (50 - k % 5) + 60.0 * (k % 5) for k in range(20)), initial=0.0))
-    rows = rows_of([p for k in range(20) for p in [1.0] * (k % 5) + [0.0] * (50 - k % 5)])
-    looks = [counted_look(t_ns, counted) for t_ns, counted in zip(LOOKS_NS, steps, strict=False)]
-    assert clock.set(0, rows, looks)
-    assert clock.ratio == pytest.approx(0.2)
-    assert sum(row.steps for row in rows) == pytest.approx(steps[-1])
-    assert rows[950].steps == pytest.approx(60.0)
-    assert rows[999].steps == pytest.approx(300.0)
-    assert rows[999].pace == pytest.approx(3000.0)
+def prompt(from_ns: int, until_ns: int, tokens: int) -> Request:
+    """A request of which only the prefill matters."""
+    return Request(EVENT, Work(from_ns, until_ns, until_ns, tokens, 0, tokens, 1, from_ns), ())
+
+
+def test_a_prompt_is_one_step_and_the_rest_is_counted_beside_it():
+    """100 steps a second; in the interval 2 prompts take 4 cells each, a step each."""
+    rows, clock = busy_rows(100), StepClock()
+    prompts = [prompt(start_of(60), start_of(64), 500), prompt(start_of(70), start_of(74), 1500)]
+    looks = [counted_look(start_of(0), 0), counted_look(start_of(50), 500), counted_look(start_of(100), 922)]
+    assert clock.set(0, rows, looks, prompts)
+    assert [rows[cell].steps for cell in (10, 55, 61, 66, 73)] == pytest.approx([10.0, 10.0, 0.25, 10.0, 0.25])
+    assert sum(row.steps for row in rows) == pytest.approx(922)
+
+
+def test_how_many_tokens_a_step_takes_shows_in_the_counter():
+    """Prompts of 8000 tokens, half of the intervals with one for a second, in steps of 1024 tokens."""
+    clock, prompts, looks, steps = StepClock(), [], [counted_look(0, 0)], 0.0
+    for interval in range(12):
+        if interval % 2:
+            begin = start_of(50 * interval + 20)
+            prompts.append(prompt(begin, begin + 10 * CELL_NS, 8000))
+            steps += 40 * 10 + 8000 / 1024
+        else:
+            steps += 50 * 10
+        looks.append(counted_look(start_of(50 * (interval + 1)), steps))
+    rows = busy_rows(600)
+    assert clock.set(0, rows, looks, prompts)
+    assert clock.chunk_tokens == 1024.0
+    assert clock.plain_rate == pytest.approx(100.0, rel=1e-3)
+    assert rows[75].steps == pytest.approx(0.78125)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 80), st.integers(1, 30), st.integers(1, 40_000)), max_size=12),
+    st.lists(st.integers(0, 3000), min_size=2, max_size=2),
+)
+def test_steps_add_up_to_the_counted_whatever_the_prompts(spans, counts):
+    rows, clock = busy_rows(100), StepClock()
+    prompts = [prompt(start_of(cell) + 7, min(start_of(cell + length), start_of(100)), n) for cell, length, n in spans]
+    looks = [counted_look(0, 0), counted_look(start_of(50), counts[0]), counted_look(start_of(100), sum(counts))]
+    assert clock.set(0, rows, looks, prompts)
+    assert sum(row.steps for row in rows[:50]) == pytest.approx(counts[0])
+    assert sum(row.steps for row in rows[50:]) == pytest.approx(counts[1])
+    assert all(row.steps >= 0.0 and row.pace > 0.0 for row in rows)
+
+
+def test_an_interval_of_impossible_counts_keeps_the_usual_proportions():
+    """After minutes at 100 steps a second, a prompt of one step: of 5 counted ones the prompt has its small part."""
+    rows, clock = busy_rows(300), StepClock()
+    looks = [counted_look(start_of(50 * k), 500 * k) for k in range(6)]
+    looks.append(counted_look(start_of(300), 2505))
+    assert clock.set(0, rows, looks, [prompt(start_of(250), start_of(260), 100)])
+    assert sum(row.steps for row in rows[250:]) == pytest.approx(5.0)
+    assert sum(row.steps for row in rows[250:260]) < 0.1
+
+
+def test_prompts_computed_together_are_one_stretch():
+    requests = [prompt(100_000_000, 300_000_000, 400), prompt(200_000_000, 300_000_500, 100)]  # half a µs apart
+    found = stretches_of(requests, 0, SECOND)
+    assert found == [
+        Stretch(100_000_000, 200_000_000, 200.0),
+        Stretch(200_000_000, 300_000_000, pytest.approx(300.0, rel=1e-5)),
+    ]
+    assert stretches_of(requests, SECOND, 2 * SECOND) == []
+    assert [s.steps(128.0) for s in found] == [pytest.approx(200 / 128), pytest.approx(300 / 128, rel=1e-5)]
 
 
 def test_the_step_clock_counts_each_interval_as_the_engine_did():
-    rows = rows_of([0.0] * 100)
+    rows = busy_rows(100)
     clock = StepClock()
     assert clock.set(
         0,
@@ -274,17 +324,14 @@ def test_the_step_clock_counts_each_interval_as_the_engine_did():
             counted_look(start_of(101), 1010),
         ],
     )
-    assert clock.ratio == 1.0
     assert rows[10].steps == pytest.approx(10.0)
     assert rows[80].steps == pytest.approx(10.0)
     assert sum(row.steps for row in rows) == pytest.approx(1000.0)
 
 
 def test_without_close_looks_there_is_no_step_clock():
-    assert not StepClock().set(0, rows_of([0.0] * 100), [])
-    assert not StepClock().set(
-        0, rows_of([0.0] * 200), [counted_look(start_of(0), 0), counted_look(start_of(200), 2000)]
-    )
+    assert not StepClock().set(0, busy_rows(100), [])
+    assert not StepClock().set(0, busy_rows(200), [counted_look(start_of(0), 0), counted_look(start_of(200), 2000)])
 
 
 @settings(max_examples=100, deadline=None)

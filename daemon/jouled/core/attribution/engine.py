@@ -19,14 +19,12 @@ from jouled.core.attribution.priors import Betas, betas
 from jouled.core.attribution.request import DECODE, DONE, ZERO, Integrals, Parts, Prefix, Request
 from jouled.core.attribution.roles import served
 from jouled.core.attribution.service_start import KEEP_CELLS, SHORTEST_PREFILL_NS, ServiceStart
-from jouled.core.attribution.step_clock import StepClock
+from jouled.core.attribution.step_clock import CHUNK_TOKENS, StepClock
 from jouled.model.engine import Engine, EngineSample
 from jouled.model.parameters import IdlePolicy, Parameters
 from jouled.model.requests import RequestEvent, RequestStart
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 
-CHUNK_TOKENS = 2048
-"""Prompt tokens per step while nothing decodes (attribution.md section 3.4)."""
 STEP_RATIO_WEIGHT = 0.2
 ABANDON_NS = nanoseconds(3600.0)
 """A request in flight for longer is taken for lost."""
@@ -81,7 +79,7 @@ class EngineBook:
         self._cell_ns = 0
         self._step_ratio = 1.0
         self._clock = StepClock()
-        self._learning = Learning(architecture=self.betas.knows_architecture)
+        self._learning = _learning_of(self.betas)
         self._learns_ratios = parameters.learn_ratios
         self._spent = [0.0] * 6
         self._worked = [0.0] * 6
@@ -97,7 +95,7 @@ class EngineBook:
         priors = betas(engine)
         if priors != self.betas:
             self.betas = self._prices = priors
-            self._learning = Learning(architecture=priors.knows_architecture)
+            self._learning = _learning_of(priors)
 
     def begin(self, cell: int) -> None:
         """The books of this engine begin with `cell`."""
@@ -267,9 +265,10 @@ class EngineBook:
     def _pace(self, begin: int, rows: Sequence[Row]) -> None:
         """When the steps of a swept range happened, and with them the decoding."""
         looks = self.census.around(start_of(begin), start_of(begin + len(rows)))
-        counted = self._clock.set(begin, rows, looks)
+        requests = self._resident_in(rows)
+        counted = self._clock.set(begin, rows, looks, requests)
         decoding = Decoding(begin, rows)
-        per_step = decoding.fill(self._resident_in(rows), counted=counted, tokens_per_step=self._clock.tokens_per_step)
+        per_step = decoding.fill(requests, counted=counted, tokens_per_step=self._clock.tokens_per_step)
         if counted:
             self._clock.observe_tokens(per_step)
         else:
@@ -575,6 +574,10 @@ class Means(NamedTuple):
     prefill_seconds: float
     tpot_seconds: float
     context: float
+
+
+def _learning_of(priors: Betas) -> Learning:
+    return Learning(architecture=priors.knows_architecture, mixture=priors.is_mixture)
 
 
 def order_of(event: RequestEvent) -> tuple[str, str, int]:

@@ -20,12 +20,15 @@ SCALE_SPREAD = 2.0
 """The common scale of all channels is the meter's to tell."""
 FACTOR_MIN, FACTOR_MAX = 0.25, 4.0
 WINDOWS_MIN = 2
-WINDOW_CELLS = 100
+WINDOW_CELLS = 50
 PREFILLS_PER_WINDOW = 20.0
 FORGET = 0.99
 """Per window: half of the weight is gone after about twelve minutes."""
-NOISE_MIN = 0.05
+NOISE_MIN = 0.03
 """Relative error of a window's energy that the model leaves in any case: edges, the meter's phase."""
+NOISE_MIN_MIXTURE = 0.3
+"""The same for a mixture of experts, whose steps read more weights the more tokens they carry: the priors do not have
+that, so the fit would bend the uplift for it (ADR 0008)."""
 SIZE = 6
 """Unknowns: uplift, and the five channels."""
 
@@ -42,8 +45,9 @@ class Fitted(NamedTuple):
 class Learning:
     """Least squares with forgetting; `fitted` begins as the priors have it."""
 
-    def __init__(self, *, architecture: bool) -> None:
+    def __init__(self, *, architecture: bool, mixture: bool = False) -> None:
         self._spread = RATIO_SPREAD if architecture else RATIO_SPREAD_UNKNOWN
+        self._noise_min = NOISE_MIN_MIXTURE if mixture else NOISE_MIN
         self._window = [0.0] * (SIZE + 1)
         self._cells = 0
         self._windows = 0
@@ -98,10 +102,10 @@ class Learning:
     def _fit(self) -> Fitted:
         scale = self._scale()
         estimate = [UPLIFT_PRIOR, *([scale] * (SIZE - 1))]
-        noise = 5 * NOISE_MIN
+        noise = 5 * self._noise_min
         for _ in range(3):
             estimate = self._ridge(scale, noise)
-            noise = max(NOISE_MIN, sqrt(self._residual(estimate) / self._weight))
+            noise = max(self._noise_min, sqrt(self._residual(estimate) / self._weight))
         clipped = [min(max(value / scale, FACTOR_MIN), FACTOR_MAX) for value in estimate[1:]]
         uplift = min(max(estimate[0], 0.0), UPLIFT_MAX)
         return Fitted(uplift, tuple(clipped))

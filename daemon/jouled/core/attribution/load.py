@@ -85,12 +85,11 @@ class Cell:
         "x_attention",
         "x_decoders",
         "x_prefill",
-        "x_prefillers",
         "x_resident",
     )
 
     def __init__(self) -> None:
-        self.x_resident = self.x_prefill = self.x_prefillers = self.x_attention = self.x_decoders = 0.0
+        self.x_resident = self.x_prefill = self.x_attention = self.x_decoders = 0.0
         self.d_prefill = self.d_attention = 0.0
         self.d_resident = 0
         self.n_prefill = self.n_decode = 0
@@ -102,8 +101,8 @@ class Cell:
 class Row:
     """What one cell asks for: integrals per channel, the busy fraction, and whether anybody is there at all.
 
-    prefilling: the part of the cell in which a prefill runs. pace: step time per second; elapsed: step time at the
-    cell's start. `decode` and `kv` follow step time and are filled in for a whole range (`decode.py`).
+    pace: step time per second; elapsed: step time at the cell's start. `steps`, `decode` and `kv` follow step time and
+    are filled in for a whole range (`step_clock.py`, `decode.py`).
     """
 
     __slots__ = (
@@ -119,7 +118,6 @@ class Row:
         "marks",
         "pace",
         "prefill",
-        "prefilling",
         "prompt_expected",
         "resident",
         "steps",
@@ -128,7 +126,6 @@ class Row:
     def __init__(self) -> None:
         self.resident = self.prefill = self.attention = self.decode = self.kv = self.decoders = 0.0
         self.busy = self.steps = self.generation_expected = self.prompt_expected = 0.0
-        self.prefilling = 0.0
         self.pace, self.elapsed = 1.0, 0.0
         self.active = False
         self.lost: Lost | None = None
@@ -199,7 +196,6 @@ class Load:
         row.prefill = self._prefill * delta
         row.attention = self._attention * delta
         row.decoders = self._decodes * delta
-        row.prefilling = float(self._prefills > 0)
         row.busy, row.active = float(self.residents > 0), self.residents > 0
         cell = self.cells.pop(index, None)
         if cell is not None:
@@ -218,7 +214,6 @@ class Load:
         touched_decode = self._decodes or cell.n_decode or cell.x_decoders
         row.busy = 1.0 if self.residents > cell.ending else union_ns(cell.edges) / CELL_NS
         row.active = row.busy > 0.0
-        row.prefilling = min((self._prefills * CELL_SECONDS + cell.x_prefillers) / CELL_SECONDS, 1.0)
         row.resident = max(row.resident + cell.x_resident, 0.0)
         row.prefill = max(row.prefill + cell.x_prefill, 0.0) if touched_prefill else 0.0
         row.attention = max(row.attention + cell.x_attention, 0.0) if touched_prefill else 0.0
@@ -249,7 +244,6 @@ def _add_prefill(cell: Cell, offset: int, work: Work, sign: int) -> None:
     """From an offset of a cell on, a request prefills (+1) or no longer does (−1)."""
     rest = sign * (CELL_NS - offset) / NANOSECONDS_PER_SECOND
     cell.x_prefill += work.prefill_rate * rest
-    cell.x_prefillers += rest
     cell.x_attention += work.attention_rate * rest
     cell.d_prefill += sign * work.prefill_rate
     cell.d_attention += sign * work.attention_rate
