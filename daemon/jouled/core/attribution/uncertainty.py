@@ -5,12 +5,15 @@ from math import hypot
 
 from jouled.core.attribution.request import Request
 
-EDGE_SECONDS = 0.03
+EDGE_SECONDS = 0.02
 """Error of service start and last token against the meter's clock, as a share of a second of power per member."""
-CHANNEL_SPREAD = (0.35, 0.25, 0.4, 0.25, 0.35)
-"""Relative error of the priors: step, prefill, attention, decode, KV; doubled where the architecture is not known."""
-FLOOR = 0.02
-FLOOR_COARSE = 0.04
+CHANNEL_SPREAD = (0.25, 0.2, 0.3, 0.2, 0.25)
+"""Relative error of the ratios: step, prefill, attention, decode, KV; doubled where the architecture is not known."""
+RESIDENT_SPREAD = 0.35
+"""Relative error of what is resident: the uplift of being busy is weakly identifiable, idle power often a guess."""
+FLOOR = 0.01
+FLOOR_COARSE = 0.03
+"""Spreads and floors are calibrated on simulated engines (docs/attribution.md, uncertainty)."""
 LONG_PROMPT_TOKENS = 2000
 SPLIT_SPREAD = 0.35
 """The border between prefill and decode is weakly identifiable; its band is this wide on the smaller side."""
@@ -29,16 +32,19 @@ def sigma_joules(
     parts = request.parts
     own = (parts.prefill_step + parts.decode_step, parts.prefill, parts.attention, parts.decode, parts.kv)
     dynamic, total = sum(own), sum(shares[1:])
+    all_own, everything = dynamic + parts.resident, sum(shares)
     doubled = 1.0 if architecture else 2.0
     spread = 0.0
     if total > 0.0:
         channels = zip(CHANNEL_SPREAD, own, shares[1:], strict=True)
         spread = 1e-6 * hypot(*[doubled * sd * (joule - dynamic * share / total) for sd, joule, share in channels])
+    mean_resident = all_own * shares[0] / everything if everything > 0.0 else 0.0
+    resident = 1e-6 * RESIDENT_SPREAD * (parts.resident - mean_resident)
     coarse = request.work.computed > LONG_PROMPT_TOKENS or not steps_counted
     floor = (FLOOR_COARSE if coarse else FLOOR) * joules
     unreported = 0.0 if coverage is None else (1.0 - coverage) * joules
     edges = EDGE_SECONDS * hypot(*request.edge_watts)
-    return hypot(edges, spread, floor, unreported)
+    return hypot(edges, spread, resident, floor, unreported)
 
 
 def sigma_split_joules(sigma: float, joules_prefill: float, joules_decode: float) -> float:
