@@ -73,7 +73,7 @@ def look_at(cell: int, steps: int) -> Look:
 
 def test_the_uplift_comes_away_from_its_prior_as_windows_come_in():
     """Idle and uplift 100 W, half a joule per joule that the priors expect; windows of 5 s, full and half full."""
-    learning, fitted = Learning(architecture=True), []
+    learning, fitted = Learning(), []
     assert learning.fitted.uplift == 0.5
     for _ in range(10):
         for joules_expected in (1000.0, 500.0):

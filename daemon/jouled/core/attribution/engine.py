@@ -19,6 +19,7 @@ from jouled.core.attribution.priors import Betas, betas
 from jouled.core.attribution.request import DECODE, DONE, ZERO, Integrals, Parts, Prefix, Request
 from jouled.core.attribution.roles import served
 from jouled.core.attribution.service_start import KEEP_CELLS, SHORTEST_PREFILL_NS, ServiceStart
+from jouled.core.attribution.sharing import SharedTime
 from jouled.core.attribution.step_clock import CHUNK_TOKENS, StepClock
 from jouled.model.engine import Engine, EngineSample
 from jouled.model.parameters import IdlePolicy, Parameters
@@ -75,11 +76,12 @@ class EngineBook:
         self._prefix: Integrals = ZERO
         self._rates = ZERO
         self._row = Row()
+        self._shared: SharedTime | None = None
         self._looked: set[int] = set()
         self._cell_ns = 0
         self._step_ratio = 1.0
         self._clock = StepClock()
-        self._learning = _learning_of(self.betas)
+        self._learning = Learning(mixture=self.betas.is_mixture)
         self._learns_ratios = parameters.learn_ratios
         self._spent = [0.0] * 6
         self._worked = [0.0] * 6
@@ -95,7 +97,7 @@ class EngineBook:
         priors = betas(engine)
         if priors != self.betas:
             self.betas = self._prices = priors
-            self._learning = _learning_of(priors)
+            self._learning = Learning(mixture=priors.is_mixture)
 
     def begin(self, cell: int) -> None:
         """The books of this engine begin with `cell`."""
@@ -333,6 +335,7 @@ class EngineBook:
         self._cell_ns = start_of(cell)
         self.next_cell = cell + 1
         residents = row.resident + (row.lost.resident if row.lost else 0.0)
+        self._shared = self._shared_time(cell, row)
         unexplained = self._set_rates(row, split, residents)
         if row.lost:
             self._book_lost(row, residents)
@@ -341,6 +344,18 @@ class EngineBook:
         finals = self._read_out(row, watts / max(residents / CELL_SECONDS, 1.0))
         self._prefix = self._at(start_of(cell + 1))
         return unexplained, finals
+
+    def _shared_time(self, cell: int, row: Row) -> SharedTime | None:
+        """Where residents change within a cell, who was there when; lost work has members, but no times."""
+        if row.lost or not row.marks:
+            return None
+        changes = [
+            (mark.work.begin_ns, 1) if which == 0 else (max(mark.work.last_ns, mark.work.begin_ns), -1)
+            for which, mark in row.marks
+            if which != 1 and isinstance(mark, Request)
+        ]
+        shared = SharedTime(start_of(cell), row.members, changes) if changes else None
+        return shared if shared is not None and shared.busy_seconds > 0.0 else None
 
     def _set_rates(self, row: Row, split: Split, residents: float) -> int:
         """λ of every channel in this cell, microjoules per unit of work; returns what nothing explains."""
@@ -353,14 +368,15 @@ class EngineBook:
         static, dynamic = min(split.static, float(held)), held - min(split.static, float(held))
         if self._policy is IdlePolicy.DYNAMIC and total > 0.0:
             static, dynamic = 0.0, float(held)
+        shared = residents if self._shared is None else self._shared.busy_seconds
         if total <= 0.0:
-            self._rates = Prefix(resident=static / residents if residents else 0.0)
+            self._rates = Prefix(resident=static / shared if shared else 0.0)
             return int(dynamic)
         scale = dynamic / total
         beta = self._prices
         self._rates = Prefix(
-            resident=static / residents,
-            step=scale * expected[0] / residents,
+            resident=static / shared,
+            step=scale * expected[0] / shared,
             prefill=scale * beta.prefill,
             attention=scale * beta.attention,
             decode=scale * beta.decode,
@@ -398,9 +414,10 @@ class EngineBook:
         paced = self._row.pace * seconds
         resident, step, prefill, attention, decode, kv, moment = self._prefix
         rates = self._rates
+        shared = seconds if self._shared is None else self._shared.at(t_ns)
         return (
-            resident + rates[0] * seconds,
-            step + rates[1] * seconds,
+            resident + rates[0] * shared,
+            step + rates[1] * shared,
             prefill + rates[2] * seconds,
             attention + rates[3] * seconds,
             decode + rates[4] * paced,
@@ -574,10 +591,6 @@ class Means(NamedTuple):
     prefill_seconds: float
     tpot_seconds: float
     context: float
-
-
-def _learning_of(priors: Betas) -> Learning:
-    return Learning(architecture=priors.knows_architecture, mixture=priors.is_mixture)
 
 
 def order_of(event: RequestEvent) -> tuple[str, str, int]:

@@ -14,8 +14,9 @@ from jouled.core.attribution.cells import CELL_SECONDS
 UPLIFT_PRIOR, UPLIFT_SPREAD = 0.5, 0.35
 """Uplift as a multiple of idle power (attribution.md section 3.4)."""
 UPLIFT_MAX = 1.5
-RATIO_SPREAD, RATIO_SPREAD_UNKNOWN = 0.25, 0.5
-"""Standard deviation of a channel's ratio to its prior, with and without the model's architecture (section 3.7)."""
+RATIO_SPREAD = 0.5
+"""Standard deviation of a channel's ratio to its prior. Section 3.7 has half of it where the architecture is known;
+with steps in their places the meter may be believed more (ADR 0008)."""
 SCALE_SPREAD = 2.0
 """The common scale of all channels is the meter's to tell."""
 FACTOR_MIN, FACTOR_MAX = 0.25, 4.0
@@ -45,8 +46,7 @@ class Fitted(NamedTuple):
 class Learning:
     """Least squares with forgetting; `fitted` begins as the priors have it."""
 
-    def __init__(self, *, architecture: bool, mixture: bool = False) -> None:
-        self._spread = RATIO_SPREAD if architecture else RATIO_SPREAD_UNKNOWN
+    def __init__(self, *, mixture: bool = False) -> None:
         self._noise_min = NOISE_MIN_MIXTURE if mixture else NOISE_MIN
         self._window = [0.0] * (SIZE + 1)
         self._cells = 0
@@ -120,9 +120,9 @@ class Learning:
 
     def _ridge(self, scale: float, noise: float) -> list[float]:
         """Posterior mean under independent ratios around a common, nearly free scale."""
-        precision = 1.0 / (self._spread * scale) ** 2
+        precision = 1.0 / (RATIO_SPREAD * scale) ** 2
         # Sherman and Morrison: the inverse of s²·I + t²·11ᵀ.
-        common = precision * SCALE_SPREAD**2 / (self._spread**2 + (SIZE - 1) * SCALE_SPREAD**2)
+        common = precision * SCALE_SPREAD**2 / (RATIO_SPREAD**2 + (SIZE - 1) * SCALE_SPREAD**2)
         matrix = [[self._moments[i][j] / noise**2 for j in range(SIZE)] for i in range(SIZE)]
         vector = [self._moments[i][SIZE] / noise**2 for i in range(SIZE)]
         matrix[0][0] += UPLIFT_SPREAD**-2

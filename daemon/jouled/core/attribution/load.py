@@ -101,8 +101,8 @@ class Cell:
 class Row:
     """What one cell asks for: integrals per channel, the busy fraction, and whether anybody is there at all.
 
-    pace: step time per second; elapsed: step time at the cell's start. `steps`, `decode` and `kv` follow step time and
-    are filled in for a whole range (`step_clock.py`, `decode.py`).
+    members: residents at its start; pace: step time per second; elapsed: step time at the cell's start. `steps`,
+    `decode` and `kv` follow step time and are filled in for a whole range (`step_clock.py`, `decode.py`).
     """
 
     __slots__ = (
@@ -116,6 +116,7 @@ class Row:
         "kv",
         "lost",
         "marks",
+        "members",
         "pace",
         "prefill",
         "prompt_expected",
@@ -127,6 +128,7 @@ class Row:
         self.resident = self.prefill = self.attention = self.decode = self.kv = self.decoders = 0.0
         self.busy = self.steps = self.generation_expected = self.prompt_expected = 0.0
         self.pace, self.elapsed = 1.0, 0.0
+        self.members = 0
         self.active = False
         self.lost: Lost | None = None
         self.marks: list[tuple[int, object]] = []
@@ -192,6 +194,7 @@ class Load:
             self._refresh()
         row = Row()
         delta = CELL_SECONDS
+        row.members = self.residents
         row.resident = self.residents * delta
         row.prefill = self._prefill * delta
         row.attention = self._attention * delta

@@ -1,0 +1,44 @@
+"""Equal shares at every instant of a cell in which members come and go.
+
+Somebody who is there from a to b gets ∫ dt / B(t) of what is shared, with B the number of members: what a cell costs
+per second is parted among those who are there in that second, not among all who are there at some time of it.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable
+
+from jouled.core.attribution.cells import CELL_NS
+from jouled.model.units import NANOSECONDS_PER_SECOND
+
+
+class SharedTime:
+    """∫ dt / B(t) from a cell's begin on, seconds; it stands still while nobody is there.
+
+    members: how many are there at the cell's begin; changes: (core time in the cell, +1 or −1).
+    """
+
+    def __init__(self, cell_ns: int, members: int, changes: Iterable[tuple[int, int]]) -> None:
+        self._times, self._values, self._slopes = [cell_ns], [0.0], [_slope(members)]
+        self.busy_seconds = 0.0
+        for t_ns, change in sorted(changes):
+            if t_ns > self._times[-1]:
+                self._turn(t_ns)
+            members += change
+            self._slopes[-1] = _slope(members)
+        self._turn(cell_ns + CELL_NS)
+
+    def _turn(self, t_ns: int) -> None:
+        if self._slopes[-1]:
+            self.busy_seconds += (t_ns - self._times[-1]) / NANOSECONDS_PER_SECOND
+        self._values.append(self.at(t_ns))
+        self._times.append(t_ns)
+        self._slopes.append(0.0)
+
+    def at(self, t_ns: int) -> float:
+        """The value at a moment of the cell, its end included."""
+        index = bisect_right(self._times, t_ns) - 1
+        return self._values[index] + self._slopes[index] * (t_ns - self._times[index]) / NANOSECONDS_PER_SECOND
+
+
+def _slope(members: int) -> float:
+    return 1.0 / members if members > 0 else 0.0
