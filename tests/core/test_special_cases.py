@@ -15,7 +15,7 @@ from jouled.model.device import Device, DeviceKind
 from jouled.model.engine import Engine, EngineSample
 from jouled.model.readings import EnergyReading
 from jouled.model.receipt import Receipt
-from jouled.model.requests import Outcome, RequestEvent
+from jouled.model.requests import Outcome, RequestEvent, RequestStart
 
 Energy = Callable[[float], float]
 PAIR = (
@@ -249,6 +249,28 @@ def test_a_request_that_breaks_off_owns_joules_up_to_its_last_token_and_none_of_
     tokens = whole.snapshot.counters["slo_tokens_total"]
     assert sum(v for labels, v in tokens.items() if labels[3] == "good") == 100
     assert whole.snapshot.counters["requests_total"]["e", "tiny-8B", outcome.value] == 1
+
+
+def given_up(*phantoms: float) -> Result:
+    """A chain of requests, one more that its client gave up, seen by the gauge from 101 to 121 s, and other starts."""
+    chain = tuple(request(f"r{k}", 10.0 * k, prefill=0.2, decode=9.0) for k in range(40))
+    node = Node(chain, seconds=400.0, samples=True)
+    items = []
+    for item in node.inputs():
+        if isinstance(item, EngineSample) and START + 101 * SECOND < item.t_ns < START + 121 * SECOND:
+            item = change(item, requests_running=(item.requests_running or 0) + 1)  # noqa: PLW2901 - one more
+        items.append(item)
+    for arrival in (101.0, *phantoms):
+        arrival_ns = START + round(arrival * SECOND)
+        items.append(RequestStart(engine="e", id=f"start-{arrival}", arrival_ns=arrival_ns, seen_ns=arrival_ns))
+    return run(sorted(items, key=lambda item: getattr(item, "seen_ns", 0) or when(item)))
+
+
+def test_starts_whose_end_is_never_told_count_no_further_than_the_gauge():
+    alone, among_many = given_up(), given_up(*(2.5 + k for k in range(60)))
+    assert alone.book.unreported_uj > 0
+    assert among_many.book.unreported_uj == alone.book.unreported_uj
+    assert among_many.energies == alone.energies
 
 
 def test_cached_tokens_pay_no_prefill_but_their_share_of_attention_and_kv_reads():

@@ -98,6 +98,14 @@ class Look:
         there = self.running if not self.unscheduled else (self.running or 0) + (self.waiting or 0)
         return there == self.least
 
+    @property
+    def untold(self) -> int | None:
+        """How many at least were running of whom no event has told yet; `None` where the page has no gauge."""
+        if self.running is None:
+            return None
+        there = self.running + (self.waiting or 0) if self.unscheduled else self.running
+        return min(max(there - self.most, 0), self.running)
+
     def agrees(self, settled_ns: int) -> bool:
         """Whether events that are told by now account for all that the gauge saw.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS, cell_of, start_of
-from jouled.core.attribution.census import Census
+from jouled.core.attribution.census import SKEW_NS, Census
 from jouled.core.attribution.counters_only import CountedWork, Silence
 from jouled.core.attribution.decode import Decoding
 from jouled.core.attribution.learning import Learning
@@ -236,9 +236,7 @@ class EngineBook:
     def _assume_in_flight(self, begin: int, until_cell: int) -> None:
         """Requests known to be in flight at the horizon take part with mean figures; see `Means`."""
         means = self._means()
-        for start in sorted(self.in_flight.values(), key=lambda s: s.id):
-            if cell_of(start.arrival_ns) >= until_cell:
-                continue
+        for start in sorted(self._plausibly_in_flight(start_of(begin), start_of(until_cell)), key=lambda s: s.id):
             end_ns = start_of(until_cell)
             first_ns = min(start.arrival_ns + nanoseconds(means.prefill_seconds), end_ns)
             generated = 1 + max(0, round((end_ns - first_ns) / NANOSECONDS_PER_SECOND / means.tpot_seconds))
@@ -253,6 +251,19 @@ class EngineBook:
                 from_ns=max(start_of(begin), start.arrival_ns),
             )
             self._load.insert(work, Request(_in_flight_event(start, work), work, ("in_flight",)))
+
+    def _plausibly_in_flight(self, begin_ns: int, end_ns: int) -> list[RequestStart]:
+        """Those begun before the range's end, the latest first, no more than the gauge saw beside those told of.
+
+        The end of a request that a client gave up may never be told; without the gauge it would go on for an hour.
+        """
+        begun = [start for start in self.in_flight.values() if start.arrival_ns < end_ns]
+        untold = [(look.t_ns, look.untold) for look in self.census.between(begin_ns, end_ns) if look.untold is not None]
+        if not untold:
+            return begun
+        seen_ns, most = untold[-1][0] - SKEW_NS, max(count for _, count in untold)
+        seen = sorted((s for s in begun if s.arrival_ns <= seen_ns), key=lambda s: (-s.arrival_ns, s.id))
+        return [*seen[:most], *(start for start in begun if start.arrival_ns > seen_ns)]
 
     def _means(self) -> "Means":
         worked = self._worked
