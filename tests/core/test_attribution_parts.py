@@ -334,6 +334,18 @@ def test_without_close_looks_there_is_no_step_clock():
     assert not StepClock().set(0, busy_rows(200), [counted_look(start_of(0), 0), counted_look(start_of(200), 2000)])
 
 
+def test_in_the_first_range_a_step_gives_what_it_gave_those_who_are_through():
+    """Steps are 10 a cell, then 30. One makes 100 tokens in the range; who goes on beyond it makes as many a step."""
+    rows = busy_rows(20)
+    for index, row in enumerate(rows):
+        row.pace = 100.0 if index < 10 else 300.0
+    through = Request(EVENT, Work(0, 0, start_of(10), 10, 0, 10, 101, 0), ())
+    beyond = Request(EVENT, Work(0, start_of(10), start_of(40), 10, 0, 10, 901, 0), ())
+    Decoding(0, rows).fill([through, beyond], counted=True, tokens_per_step=None)
+    assert (through.decoded, beyond.decoded) == (pytest.approx(100.0), pytest.approx(300.0))
+    assert rows[15].decode == pytest.approx(30.0)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(works, min_size=1, max_size=8), st.lists(st.floats(0.1, 100.0), min_size=80, max_size=80))
 def test_decode_in_step_time_makes_the_same_tokens(requests, paces):

@@ -251,6 +251,16 @@ def test_a_request_that_breaks_off_owns_joules_up_to_its_last_token_and_none_of_
     assert whole.snapshot.counters["requests_total"]["e", "tiny-8B", outcome.value] == 1
 
 
+def test_lost_work_beside_known_requests_leaves_idle_time_alone():
+    """Every tenth event is dropped; two requests run at any time of the first 41 s, and nobody does afterwards."""
+    requests = tuple(request(f"r{k:02d}", 0.5 * k, decode=0.8, generated=100) for k in range(82))
+    node = Node(requests, seconds=90.0, samples=True)
+    whole = run(node.inputs())
+    result = run([i for i in node.inputs() if not (isinstance(i, RequestEvent) and int(i.id[1:]) % 10 == 1)])
+    assert result.book.unreported_uj > 0
+    assert result.book.idle_uj >= whole.book.idle_uj
+
+
 def given_up(*phantoms: float) -> Result:
     """A chain of requests, one more that its client gave up, seen by the gauge from 101 to 121 s, and other starts."""
     chain = tuple(request(f"r{k}", 10.0 * k, prefill=0.2, decode=9.0) for k in range(40))

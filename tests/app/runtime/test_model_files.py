@@ -149,10 +149,12 @@ def test_the_arguments_say_what_was_loaded(argv, models):
 
 def test_the_process_of_the_engine_says_where_its_cache_is(tmp_path):
     written(tmp_path / "hub" / "models--org--m" / "snapshots" / "s")
-    command = [sys.executable, "-c", "input()", "serve", "org/m"]
+    command = [sys.executable, "-c", "print(flush=True); input()", "serve", "org/m"]
     environ = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub")}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ) as child:
         try:
+            assert child.stdout is not None
+            child.stdout.readline()  # before its program runs a child still shows its parent's environment
             process = engine_process(child.pid)
             assert process.environ["HF_HUB_CACHE"] == str(tmp_path / "hub")
             assert process.home

@@ -71,6 +71,9 @@ class Decoding:
         decoding every member of a step computes as many drafts, however many are accepted: then all get the mean
         rate, and rejected drafts fall on their request.
         """
+        requests = list(requests)
+        if counted and tokens_per_step is None:
+            tokens_per_step = self._tokens_per_step(requests)
         plain = counted and tokens_per_step is not None and tokens_per_step <= SPECULATES
         spans = list(self._spans(requests, tokens_per_step if plain else None))
         even = 0.0
@@ -105,6 +108,16 @@ class Decoding:
                     tokens = min(rate * (until_ns - from_ns) / NANOSECONDS_PER_SECOND, left)
                 made, request.decoded = request.decoded, request.decoded + tokens
                 yield Span(request, from_ns, until_ns, low, high, made, tokens)
+
+    def _tokens_per_step(self, requests: Iterable[Request]) -> float | None:
+        """What a step gave the members whose whole decode lies in the range; `None` without any."""
+        tokens = steps = 0.0
+        for request in requests:
+            work = request.work
+            if work.decode_rate > 0.0 and start_of(self._begin) <= work.first_ns and work.last_ns <= self._pace.end_ns:
+                tokens += work.generated - 1
+                steps += self._pace.at(work.last_ns) - self._pace.at(work.first_ns)
+        return tokens / steps if steps > 0.0 else None
 
     def _insert(self, from_ns: int, low: float, until_ns: int, high: float, rate: float, context: float) -> None:
         self._turn(from_ns // CELL_NS - self._begin, low, rate, context, 1)

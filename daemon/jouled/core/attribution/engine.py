@@ -167,7 +167,7 @@ class EngineBook:
             self.counted.fill(self.census, begin, rows, self.lost, self._means().tpot_seconds)
         self._pace(begin, rows)
         if not self.by_counters:
-            self.lost.assess(self.census, begin, rows, self._means())
+            self.lost.assess(self.census, begin, rows, self._means(rows))
         looks = self.census.between(start_of(begin), start_of(until_cell))
         self._looked = {cell_of(look.t_ns) - begin for look in looks if look.steps is not None}
         self.census.forget_before(start_of(until_cell))
@@ -265,14 +265,17 @@ class EngineBook:
         seen = sorted((s for s in begun if s.arrival_ns <= seen_ns), key=lambda s: (-s.arrival_ns, s.id))
         return [*seen[:most], *(start for start in begun if start.arrival_ns > seen_ns)]
 
-    def _means(self) -> "Means":
-        worked = self._worked
-        tpot = worked[5] / worked[4] if worked[4] > 1 else 0.03
+    def _means(self, rows: Sequence[Row] = ()) -> "Means":
+        """Of what closed lately; before anything did, of the range that is being swept."""
+        _, _, _, kv, decode, decoders = self._worked
+        if decode <= 1.0:
+            kv, decode = sum(row.kv for row in rows), sum(row.decode for row in rows)
+            decoders = sum(row.decoders for row in rows)
         return Means(
             computed=self.lost.mean_computed,
             prefill_seconds=max(self.lost.mean_prefill_seconds, 0.001),
-            tpot_seconds=tpot,
-            context=worked[3] / worked[4] if worked[4] > 1 else self.lost.mean_computed,
+            tpot_seconds=decoders / decode if decode > 1.0 else 0.03,
+            context=kv / decode if decode > 1.0 else self.lost.mean_computed,
         )
 
     def _pace(self, begin: int, rows: Sequence[Row]) -> None:
@@ -308,7 +311,9 @@ class EngineBook:
         """Hold a swept range against what its cells used above idle; for an engine that has its devices alone."""
         busy = [row.busy for row in rows]
         expected = [self._expected(row, self.betas) for row in rows]
-        self._learning.observe(busy, expected, above_idle_uj, idle_uj, self.lost.mean_prefill_seconds, self._looked)
+        told = 1.0 if self.lost.coverage is None else self.lost.coverage
+        prefill_seconds = self.lost.mean_prefill_seconds
+        self._learning.observe(busy, expected, above_idle_uj, idle_uj, prefill_seconds, self._looked, told=told)
         if self._learns_ratios and not self.betas.is_mixture:
             self._prices = self.betas.scaled(self._learning.fitted.factors)
 

@@ -27,9 +27,10 @@ FORGET = 0.99
 """Per window: half of the weight is gone after about twelve minutes."""
 NOISE_MIN = 0.03
 """Relative error of a window's energy that the model leaves in any case: edges, the meter's phase."""
-NOISE_MIN_MIXTURE = 0.3
-"""The same for a mixture of experts, whose steps read more weights the more tokens they carry: the priors do not have
-that, so the fit would bend the uplift for it (ADR 0008)."""
+NOISE_MIN_BENT = 0.3
+"""The same where the work is not what is expected, so that the fit would bend the uplift for it (ADR 0008): a mixture
+of experts, whose steps read more weights the more tokens they carry, and requests of which no event told."""
+TOLD_MIN = 0.98
 SIZE = 6
 """Unknowns: uplift, and the five channels."""
 
@@ -47,7 +48,7 @@ class Learning:
     """Least squares with forgetting; `fitted` begins as the priors have it."""
 
     def __init__(self, *, mixture: bool = False) -> None:
-        self._noise_min = NOISE_MIN_MIXTURE if mixture else NOISE_MIN
+        self._mixture = mixture
         self._window = [0.0] * (SIZE + 1)
         self._cells = 0
         self._windows = 0
@@ -63,11 +64,14 @@ class Learning:
         idle_uj: float,
         prefill_seconds: float,
         looks: Collection[int],
+        *,
+        told: float = 1.0,
     ) -> None:
         """Take a range of cells: busy fraction, expected work by channel, energy above idle; and fit anew.
 
         idle_uj: idle energy of a cell; prefill_seconds: a usual prefill, of which a window must hold many. Windows end
         where the page was looked at (`looks`: cells of the range before which that was), for there steps are exact.
+        told: the share of the engine's tokens of which events told; what is missing would bend the uplift as well.
         """
         cells_min = max(WINDOW_CELLS, round(PREFILLS_PER_WINDOW * prefill_seconds / CELL_SECONDS))
         window = self._window
@@ -83,7 +87,7 @@ class Learning:
                 window = self._window = [0.0] * (SIZE + 1)
                 self._cells = 0
         if taken and self._windows >= WINDOWS_MIN:
-            self.fitted = self._fit()
+            self.fitted = self._fit(NOISE_MIN_BENT if self._mixture or told < TOLD_MIN else NOISE_MIN)
 
     def _take(self, window: Sequence[float]) -> bool:
         """Add one window, relative to its energy so that all weigh the same."""
@@ -99,13 +103,13 @@ class Learning:
         self._windows += 1
         return True
 
-    def _fit(self) -> Fitted:
+    def _fit(self, noise_min: float) -> Fitted:
         scale = self._scale()
         estimate = [UPLIFT_PRIOR, *([scale] * (SIZE - 1))]
-        noise = 5 * self._noise_min
+        noise = 5 * noise_min
         for _ in range(3):
             estimate = self._ridge(scale, noise)
-            noise = max(self._noise_min, sqrt(self._residual(estimate) / self._weight))
+            noise = max(noise_min, sqrt(self._residual(estimate) / self._weight))
         clipped = [min(max(value / scale, FACTOR_MIN), FACTOR_MAX) for value in estimate[1:]]
         uplift = min(max(estimate[0], 0.0), UPLIFT_MAX)
         return Fitted(uplift, tuple(clipped))

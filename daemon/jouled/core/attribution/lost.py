@@ -168,9 +168,11 @@ class LostWork:
         return lost
 
     def _add(self, rows: Sequence[Row], means: "Means", *, generated: float, computed: float) -> None:
-        generated /= len(rows)
-        computed /= len(rows)
         seconds = generated * means.tpot_seconds + computed / max(self.mean_computed, 1.0) * self.mean_prefill_seconds
+        if 0.0 < seconds <= sum(row.resident for row in rows):
+            # There is room for it beside the known requests: the engine was not at work while nobody was there.
+            rows = [row for row in rows if row.active]
+        generated, computed, seconds = generated / len(rows), computed / len(rows), seconds / len(rows)
         for row in rows:
             old = row.lost or Lost(0.0, 0.0, 0.0, 0.0, 0.0)
             row.lost = Lost(
