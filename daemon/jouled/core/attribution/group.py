@@ -306,24 +306,34 @@ class DeviceGroup:
         """Energy of each device in each cell of a range, microjoules, between readings as power is expected to run."""
         last_ns = max((meter.curve.last_ns for meter in self.meters if meter.curve), default=0)
         lag_ns = 0 if start_of(until) >= last_ns else self._lag.corrected_ns
+        ranges_uj = {
+            m.device.name: m.curve.value_at(start_of(until)) - self._closed_uj[m.device.name] for m in self.meters
+        }
+        shapes: dict[tuple[int, ...], Shape] = {}
         by_device = {}
         for meter in self.meters:
             name = meter.device.name
-            closed_uj = self._closed_uj[name]
-            shape = Shape(begin, self._expected_power(name, rows, meter.curve.value_at(start_of(until)) - closed_uj))
-            edges = edge_values(meter.curve, shape, closed_uj, lag_ns)
+            closed_uj, users = self._closed_uj[name], tuple(self._users[name])
+            if users not in shapes:
+                shapes[users] = Shape(begin, self._expected_power(self._users[name], rows, ranges_uj))
+            edges = edge_values(meter.curve, shapes[users], closed_uj, lag_ns)
             self._closed_uj[name] = edges[-1]
             by_device[name] = [after - before for before, after in pairwise((closed_uj, *edges))]
         return [{name: cells[i] for name, cells in by_device.items()} for i in range(until - begin)]
 
-    def _expected_power(self, device: str, rows: list[list[Row]], range_uj: int) -> list[float]:
-        """Expected energy of a device in each cell of a range that used so much in all, microjoules."""
-        idle_uj = self._idle[device].per_cell_uj()
-        uplift_uj = self._uplift_uj(device, idle_uj)
-        users = [(self.engines[i], rows[i]) for i in self._users[device]]
+    def _expected_power(self, users: list[int], rows: list[list[Row]], ranges_uj: Mapping[str, int]) -> list[float]:
+        """Expected energy in each cell of all devices of some engines, microjoules; `ranges_uj`: of each in all cells.
+
+        One shape for all of them: then many counters and their sum give the same.
+        """
+        devices = [name for name, others in self._users.items() if others == users]
+        idle = {name: self._idle[name].per_cell_uj() for name in devices}
+        idle_uj, uplift_uj = sum(idle.values()), sum(self._uplift_uj(name, each) for name, each in idle.items())
+        range_uj = sum(ranges_uj[name] for name in devices)
+        working = [(self.engines[i], rows[i]) for i in users]
         count = len(rows[0])
-        static = [idle_uj + uplift_uj * max((cells[k].busy for _, cells in users), default=0.0) for k in range(count)]
-        work = [sum(book.expected_uj(cells[k]) for book, cells in users) for k in range(count)]
+        static = [idle_uj + uplift_uj * max((cells[k].busy for _, cells in working), default=0.0) for k in range(count)]
+        work = [sum(book.expected_uj(cells[k]) for book, cells in working) for k in range(count)]
         dynamic = max(range_uj - sum(static), 0.0)
         scale = dynamic / sum(work) if sum(work) > 0.0 else 0.0
         least = max(range_uj, 1) / count / 1000
