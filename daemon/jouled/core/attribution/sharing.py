@@ -18,27 +18,22 @@ class SharedTime:
     """
 
     def __init__(self, cell_ns: int, members: int, changes: Iterable[tuple[int, int]]) -> None:
-        self._times, self._values, self._slopes = [cell_ns], [0.0], [_slope(members)]
+        self._times, self._values, self._slopes = [cell_ns], [0.0], [1.0 / members if members else 0.0]
         self.busy_seconds = 0.0
-        for t_ns, change in sorted(changes):
-            if t_ns > self._times[-1]:
-                self._turn(t_ns)
+        last_ns, value, slope = cell_ns, 0.0, self._slopes[0]
+        for t_ns, change in (*sorted(changes), (cell_ns + CELL_NS, 0)):
+            if t_ns > last_ns:
+                seconds = (t_ns - last_ns) / NANOSECONDS_PER_SECOND
+                self.busy_seconds += seconds if slope else 0.0
+                value += slope * seconds
+                self._times.append(t_ns)
+                self._values.append(value)
+                self._slopes.append(0.0)
+                last_ns = t_ns
             members += change
-            self._slopes[-1] = _slope(members)
-        self._turn(cell_ns + CELL_NS)
-
-    def _turn(self, t_ns: int) -> None:
-        if self._slopes[-1]:
-            self.busy_seconds += (t_ns - self._times[-1]) / NANOSECONDS_PER_SECOND
-        self._values.append(self.at(t_ns))
-        self._times.append(t_ns)
-        self._slopes.append(0.0)
+            slope = self._slopes[-1] = 1.0 / members if members > 0 else 0.0
 
     def at(self, t_ns: int) -> float:
         """The value at a moment of the cell, its end included."""
         index = bisect_right(self._times, t_ns) - 1
         return self._values[index] + self._slopes[index] * (t_ns - self._times[index]) / NANOSECONDS_PER_SECOND
-
-
-def _slope(members: int) -> float:
-    return 1.0 / members if members > 0 else 0.0
