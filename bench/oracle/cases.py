@@ -124,7 +124,19 @@ def of_trace(path: Path) -> Case:
     return Case(name=f"trace_{path.stem}", trace=path)
 
 
-KEPT_SEEDS: dict[str, tuple[int, ...]] = {}
+KEPT_SEEDS: dict[str, tuple[int, ...]] = {
+    "tensor_parallel": (1,),
+    "moe_architecture": (20,),
+    "moe_name": (17,),
+    "power_cap": (12, 18),
+    "unreported": (17, 18),
+    "idle_unknown": (17,),
+    "stale_steady": (2,),
+    "long_answers_starts": (3,),
+    "long_answers": (20,),
+    "one_second_to_twenty_minutes_starts": (15,),
+    "one_second_to_twenty_minutes": (7, 11),
+}
 """Seeds that failed once: they run in addition to the range that is asked for."""
 
 

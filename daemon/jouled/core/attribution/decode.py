@@ -63,15 +63,15 @@ class Decoding:
         self._rate, self._kv, self._slope = [0.0] * size, [0.0] * size, [0.0] * size
 
     def fill(
-        self, requests: Iterable[Request], *, counted: bool = False, tokens_per_step: float | None = None
+        self, requests: Sequence[Request], *, counted: bool = False, tokens_per_step: float | None = None
     ) -> float | None:
         """Set the requests' rates in step time, and the rows' `decode` and `kv`; returns tokens by unit of step time.
 
-        counted: step time is the engine's own; tokens_per_step: what a step gave every member lately. With speculative
-        decoding every member of a step computes as many drafts, however many are accepted: then all get the mean
-        rate, and rejected drafts fall on their request.
+        counted: step time is the engine's own; tokens_per_step: what a step gave every member lately; `None`, before
+        that is known: what it gives those whose whole decode lies in the range. With speculative decoding every member
+        of a step computes as many drafts, however many are accepted: then all get the mean rate, and rejected drafts
+        fall on their request.
         """
-        requests = list(requests)
         if counted and tokens_per_step is None:
             tokens_per_step = self._tokens_per_step(requests)
         plain = counted and tokens_per_step is not None and tokens_per_step <= SPECULATES

@@ -5,10 +5,8 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from jouled.core.attribution.request import Request
-from jouled.model.units import NANOSECONDS_PER_MILLISECOND, NANOSECONDS_PER_SECOND
-
-SAME_STEP_NS = NANOSECONDS_PER_MILLISECOND
-"""Prefills that begin or end closer together than this do so with the same step."""
+from jouled.core.attribution.service_start import SAME_STEP_NS
+from jouled.model.units import NANOSECONDS_PER_SECOND
 
 
 class Stretch(NamedTuple):

@@ -12,7 +12,7 @@ from jouled.model.units import NANOSECONDS_PER_MILLISECOND, NANOSECONDS_PER_SECO
 
 SHORTEST_PREFILL_NS = NANOSECONDS_PER_MILLISECOND
 SAME_STEP_NS = 2 * NANOSECONDS_PER_MILLISECOND
-"""First tokens closer than this came from one engine step."""
+"""Service starts and first tokens closer than this belong to one engine step."""
 RATE_PROMPT_TOKENS = 256
 RATE_SAMPLES = 129
 RATE_SAMPLES_MIN = 17
