@@ -5,10 +5,11 @@ in any order, and pages are read.
 """
 
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace as change
 from tests.core.scenario import (
@@ -47,24 +48,30 @@ REQUEST = st.tuples(
 )
 
 
+def burst(rows: Iterable[tuple[float, tuple[float, float, int, int, float, bool]]]) -> tuple[RequestEvent, ...]:
+    """Requests by when they arrive and what `REQUEST` says of them."""
+    told = []
+    for arrival, (prefill, decode, prompt, generated, queue, silent) in rows:
+        event = request(
+            f"r{len(told)}",
+            arrival,
+            prefill=prefill,
+            decode=decode,
+            prompt=prompt,
+            generated=generated,
+            queue=queue,
+            cached_prompt_tokens=prompt // 3 if silent else None,
+        )
+        told.append(change(event, scheduled_ns=None) if silent else event)
+    return tuple(told)
+
+
 @st.composite
 def bursts(draw: st.DrawFn, seconds: float = 240.0) -> tuple[RequestEvent, ...]:
     """Requests in bursts with idle gaps between them; some do not tell when they left the queue, some hit the cache."""
-    told = []
-    for begin in sorted(draw(st.lists(st.floats(1.0, seconds - 20.0), min_size=1, max_size=4))):
-        for prefill, decode, prompt, generated, queue, silent in draw(st.lists(REQUEST, min_size=1, max_size=5)):
-            event = request(
-                f"r{len(told)}",
-                begin + len(told) * 0.31,
-                prefill=prefill,
-                decode=decode,
-                prompt=prompt,
-                generated=generated,
-                queue=queue,
-                cached_prompt_tokens=prompt // 3 if silent else None,
-            )
-            told.append(change(event, scheduled_ns=None) if silent else event)
-    return tuple(told)
+    begins = sorted(draw(st.lists(st.floats(1.0, seconds - 20.0), min_size=1, max_size=4)))
+    drawn = [(begin, one) for begin in begins for one in draw(st.lists(REQUEST, min_size=1, max_size=5))]
+    return burst((begin + index * 0.31, one) for index, (begin, one) in enumerate(drawn))
 
 
 def node(requests: tuple[RequestEvent, ...], **changes: object) -> Node:
@@ -338,8 +345,32 @@ def test_resets_lose_their_intervals_and_nothing_else(requests, at):
     assert gaps.get(("test", "reset"), 0.0) == pytest.approx(0.5 * len(at))
 
 
+LEARNT_FROM_AFTER = burst(
+    (
+        (1.1, (1.828, 4.176, 1, 72, 0.857, False)),
+        (1.41, (1.248, 7.247, 16, 335, 0.000, True)),
+        (1.72, (1.204, 3.183, 3416, 390, 0.000, True)),
+        (2.03, (1.343, 5.323, 119, 47, 0.000, True)),
+        (2.34, (0.537, 6.828, 1437, 30, 0.000, True)),
+        (76.583, (0.9, 0.0, 16, 294, 0.000, True)),
+        (76.893, (2.387, 0.945, 996, 207, 0.000, True)),
+        (77.203, (0.0, 0.0, 151, 256, 1.000, False)),
+        (93.717, (0.0, 1.1, 478, 178, 0.000, True)),
+        (94.027, (0.01, 0.127, 1235, 300, 0.427, False)),
+        (94.337, (1.866, 0.751, 2533, 348, 0.000, True)),
+        (223.41, (0.459, 4.859, 2641, 400, 0.000, True)),
+        (223.72, (0.273, 4.279, 1, 384, 0.000, True)),
+        (224.03, (1.982, 4.445, 321, 121, 0.230, False)),
+        (224.34, (0.932, 1.9, 1260, 320, 0.000, True)),
+        (224.65, (0.623, 6.33, 306, 320, 0.000, True)),
+    )
+)
+"""Found by Hypothesis: a request without any prefill moved the mean prefill, and by it what was learned of others."""
+
+
 @FEW
 @given(bursts())
+@example(LEARNT_FROM_AFTER)
 def test_no_energy_and_no_residency_give_no_joules(requests):
     """E = 0: nothing for anybody. Nobody there: all of it idle. Before and after its life a request costs nothing."""
     nothing = run(node(requests, base_watts=0.0, watts_per_request=0.0).inputs())

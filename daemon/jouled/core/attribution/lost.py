@@ -83,6 +83,9 @@ class LostWork:
         return request.work.computed if self._computed_only else request.work.prompt
 
     def _learn(self, request: Request) -> None:
+        """The mean prefill, of requests that had one."""
+        if request.work.computed <= 0:
+            return
         self._requests += 1
         weight = max(MEAN_WEIGHT, 1 / self._requests)
         seconds = (request.work.first_ns - request.work.start_ns) / NANOSECONDS_PER_SECOND
