@@ -29,8 +29,11 @@ NOISE_MIN = 0.03
 """Relative error of a window's energy that the model leaves in any case: edges, the meter's phase."""
 NOISE_MIN_BENT = 0.3
 """The same where the work is not what is expected, so that the fit would bend the uplift for it (ADR 0008): a mixture
-of experts, whose steps read more weights the more tokens they carry, and requests of which no event told."""
-TOLD_MIN = 0.98
+of experts, whose steps read more weights the more tokens they carry."""
+NOISE_UNTOLD = 40.0
+"""Added to a window's error, in quadrature, per share of the engine's tokens of which no event told, for as long as the
+window is remembered: the first minutes of an engine that tells of long answers only when they end would otherwise bend
+the fit for an hour (ADR 0008)."""
 SIZE = 6
 """Unknowns: uplift, and the five channels."""
 
@@ -73,6 +76,7 @@ class Learning:
         where the page was looked at (`looks`: cells of the range before which that was), for there steps are exact.
         told: the share of the engine's tokens of which events told; what is missing would bend the uplift as well.
         """
+        weight = NOISE_MIN**2 / (NOISE_MIN**2 + (NOISE_UNTOLD * (1.0 - told)) ** 2)
         cells_min = max(WINDOW_CELLS, round(PREFILLS_PER_WINDOW * prefill_seconds / CELL_SECONDS))
         window = self._window
         taken = 0
@@ -83,14 +87,14 @@ class Learning:
             window[SIZE] += energy_uj
             self._cells += fraction > 0.0
             if self._cells >= cells_min and (cell in looks or not looks):
-                taken += self._take(window)
+                taken += self._take(window, weight)
                 window = self._window = [0.0] * (SIZE + 1)
                 self._cells = 0
         if taken and self._windows >= WINDOWS_MIN:
-            self.fitted = self._fit(NOISE_MIN_BENT if self._mixture or told < TOLD_MIN else NOISE_MIN)
+            self.fitted = self._fit(NOISE_MIN_BENT if self._mixture else NOISE_MIN)
 
-    def _take(self, window: Sequence[float]) -> bool:
-        """Add one window, relative to its energy so that all weigh the same."""
+    def _take(self, window: Sequence[float], weight: float) -> bool:
+        """Add one window, relative to its energy so that all of one weight count the same."""
         energy_uj = window[SIZE]
         if energy_uj <= 0.0 or sum(window[1:SIZE]) <= 0.0:
             return False
@@ -98,8 +102,8 @@ class Learning:
         for i, left in enumerate(row):
             moments = self._moments[i]
             for j, right in enumerate(row):
-                moments[j] = FORGET * moments[j] + left * right
-        self._weight = FORGET * self._weight + 1.0
+                moments[j] = FORGET * moments[j] + weight * left * right
+        self._weight = FORGET * self._weight + weight
         self._windows += 1
         return True
 
