@@ -13,7 +13,7 @@ def windows(learning: Learning, count: int, *, told: float) -> None:
     for index in range(count):
         static, read = 2e6, (4e6 if index % 2 else 16e6)
         above_uj = [TRUE_UPLIFT * IDLE_UJ + static + read] * CELLS
-        expected = [[static] * CELLS, [told * read] * CELLS, *([[0.0] * CELLS] * 3)]
+        expected = [[static, told * read, 0.0, 0.0, 0.0]] * CELLS
         learning.observe([1.0] * CELLS, expected, above_uj, IDLE_UJ, 0.0, (), told=told)
 
 
