@@ -33,4 +33,4 @@ def test_windows_that_were_not_told_of_leave_the_prior():
 
 
 def test_what_was_not_told_at_first_does_not_bend_what_is_learned_later():
-    assert all(abs(fitted_after(60, later) - TRUE_UPLIFT) < 0.02 for later in (1, 2, 5, 20))
+    assert all(abs(fitted_after(60, later) - TRUE_UPLIFT) < 0.05 for later in (1, 2, 5, 20))

@@ -30,7 +30,7 @@ NOISE_MIN = 0.03
 NOISE_MIN_BENT = 0.3
 """The same where the work is not what is expected, so that the fit would bend the uplift for it (ADR 0008): a mixture
 of experts, whose steps read more weights the more tokens they carry."""
-NOISE_UNTOLD = 40.0
+NOISE_UNTOLD = 10.0
 """Added to a window's error, in quadrature, per share of the engine's tokens of which no event told, for as long as the
 window is remembered: the first minutes of an engine that tells of long answers only when they end would otherwise bend
 the fit for an hour (ADR 0008)."""
