@@ -126,3 +126,28 @@ def test_the_highest_measured_level_speaks_for_the_node():
     assert [d.name for d in node_level([node, gpu(0)])] == ["node"]
     assert [d.name for d in node_level([node, outlet, guessed])] == ["a"]
     assert node_level([gpu(0)]) == []
+
+
+def test_a_gauge_beside_a_counter_is_refused_and_stands_in_once_the_counter_is_silent():
+    meter = Meter(gpu(0))
+    for t in range(5):
+        assert not meter.energy(EnergyReading("gpu0", START + t * SECOND, t * 100_000_000))
+        assert meter.power(PowerReading("gpu0", START + t * SECOND, 300.0)) == "beside_counter"
+    assert meter.measured_uj == 400_000_000
+    assert meter.rejected["beside_counter"] == 5
+    for t in range(30, 35):
+        assert not meter.power(PowerReading("gpu0", START + t * SECOND, 300.0))
+    assert meter.measured_uj == 400_000_000 + 4 * 300_000_000
+    for t in range(35, 38):
+        assert not meter.energy(EnergyReading("gpu0", START + t * SECOND, t * 100_000_000))
+    assert meter.measured_uj == 400_000_000 + 4 * 300_000_000 + 2 * 100_000_000
+
+
+def test_a_counter_takes_over_from_a_gauge():
+    meter = Meter(gpu(0))
+    for t in range(5):
+        meter.power(PowerReading("gpu0", START + t * SECOND, 300.0))
+    for t in range(5, 9):
+        assert not meter.energy(EnergyReading("gpu0", START + t * SECOND, t * 100_000_000))
+    assert meter.measured_uj == 4 * 300_000_000 + 3 * 100_000_000
+    assert meter.gauge_seconds == 0.0

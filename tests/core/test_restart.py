@@ -165,7 +165,7 @@ def test_energy_used_while_away_is_downtime_and_no_requests():
     share = 1 - 6.0 / 20.2
     assert receipts["across"].joules == pytest.approx(plain["across"].joules * share, rel=0.05)
     assert receipts["before"].joules == pytest.approx(plain["before"].joules, rel=1e-3)
-    assert receipts["across"].validity == "interrupted"
+    assert receipts["across"].validity == "meter_gap,interrupted"
     assert receipts["after"].validity == "ok"
     assert receipts["after"].joules == pytest.approx(plain["after"].joules, rel=1e-3)
 
@@ -335,5 +335,5 @@ def test_time_away_does_not_count_as_waiting_for_events():
     inputs = sorted([*node.readings(), late], key=when)
     daemon, receipts = away([*node.devices(), node.engine, *inputs], 40.0, 640.0 - 4.0)
     assert "late_events_total" not in daemon.pipeline.snapshot(START).counters
-    assert receipts["across"].validity == "interrupted"
+    assert receipts["across"].validity == "meter_gap,interrupted"
     assert receipts["across"].joules == pytest.approx((100.0 + 80.0) * (5.0 + 2.2), rel=0.1)

@@ -1,5 +1,7 @@
 """Faults that a review found, each with the case that showed it."""
 
+import random
+
 import msgspec
 import pytest
 from msgspec.structs import replace as change
@@ -304,3 +306,44 @@ def test_energy_told_late_before_the_first_advance_is_nobodys():
     pipeline.advance(START + 10 * SECOND)
     pipeline.finish()
     assert_balanced(pipeline.snapshot(START))
+
+
+def test_who_was_there_while_a_meter_told_nothing_is_flagged_and_its_band_says_what_may_be_missing():
+    node = Node(tuple(request(f"r{i:02}", 2.0 + i * 2, decode=1.5) for i in range(38)), seconds=90.0)
+    told = [i for i in node.inputs() if not (isinstance(i, EnergyReading) and 30 < (i.t_ns - START) / SECOND < 60)]
+    whole, found = run(node.inputs()).receipts, run(told).receipts
+    gone = [name for name in whole if found[name].validity == "meter_gap"]
+    assert gone == [f"r{i:02}" for i in range(14, 29)]
+    assert all(found[name].joules < 0.9 * whole[name].joules for name in gone)
+    for name, receipt in found.items():
+        assert abs(receipt.joules - whole[name].joules) < 2 * receipt.sigma_joules, name
+
+
+def test_requests_known_from_their_start_keep_their_joules_past_the_horizon_before_any_has_ended():
+    """Their pace is the page's: means of ended requests would know nothing of it."""
+    longest = tuple(request(f"r{i}", 5.0 + i, decode=400.0 + i, generated=32_000, prompt=500) for i in range(3))
+    short = tuple(request(f"s{i}", 20.0 + 20 * i, decode=10.0, generated=800) for i in range(19))
+    node = Node((*longest, *short), seconds=480.0, samples=True)
+    begun = [RequestStart(engine="e", id=r.id, arrival_ns=r.arrival_ns) for r in longest]
+    inputs = sorted(
+        [*node.readings(), *node.engine_samples(), *node.requests, *begun],
+        key=lambda item: item.arrival_ns if isinstance(item, RequestStart) else when(item),
+    )
+    result = run([*node.devices(), node.engine, *inputs])
+    waiting = change(PARAMETERS, horizon_min_seconds=600.0, horizon_max_seconds=600.0)
+    waited = run([*node.devices(), node.engine, *inputs], parameters=waiting)
+    for r in node.requests:
+        assert result.receipts[r.id].joules == pytest.approx(waited.receipts[r.id].joules, rel=0.05), r.id
+    assert result.snapshot.total.unreported_uj < 0.02 * result.snapshot.total.measured_uj
+
+
+def test_a_prompt_computed_later_than_its_turn_is_not_taken_for_late_itself():
+    """Its service start is set once more when its cell comes, by what is known of the pace by then."""
+    dice, first, told = random.Random(0), 1.0, []
+    for i in range(24):
+        prompt = dice.choice((512, 1024, 4096))
+        first += prompt / dice.choice((4000, 8000, 16000))
+        arrival = 0.9 + 0.01 * i
+        told.append(request(f"r{i:02}", arrival, prefill=first - arrival, decode=1.0, prompt=prompt))
+    receipts = run(Node(tuple(told), seconds=30.0).inputs()).receipts
+    assert {receipt.validity for receipt in receipts.values()} == {"ok"}

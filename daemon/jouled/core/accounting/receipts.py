@@ -31,14 +31,20 @@ class Receipts:
         request, doubt = final.request, final.doubt
         prefill, decode, resident = joules(final.prefill_uj), joules(final.decode_uj), joules(final.resident_uj)
         total = joules(components.compute_uj)
-        sigma = sigma_joules(
-            request,
-            total,
-            doubt.shares,
-            architecture=doubt.architecture,
-            steps_counted=doubt.steps_counted,
-            coverage=doubt.coverage,
-        )
+        unmetered_joules = _unmetered_joules(request, self._book) if request.unmetered_ns > 0 else 0.0
+        sigma = split = None
+        if unmetered_joules is not None:
+            sigma = sigma_joules(
+                request,
+                total,
+                doubt.shares,
+                architecture=doubt.architecture,
+                steps_counted=doubt.steps_counted,
+                coverage=doubt.coverage,
+                gauge_seconds=doubt.gauge_seconds,
+                unmetered_joules=unmetered_joules,
+            )
+            split = sigma_split_joules(sigma, prefill, decode)
         flags = (*request.flags, *final.flags) if final.flags else request.flags
         if final.idle_source == "estimated":
             flags = (*flags, "idle_estimated")
@@ -51,7 +57,7 @@ class Receipts:
             self._quality,
             wall_offset_ns,
             flags=flags,
-            sigma=(sigma, sigma_split_joules(sigma, prefill, decode)),
+            sigma=(sigma, split),
             method=self._method(final.idle_source, host=components.host_uj is not None),
         )
 
@@ -147,6 +153,16 @@ def _receipt(
         event.adapter,
         event.preemptions,
     )
+
+
+def _unmetered_joules(request: Request, book: EngineBook) -> float | None:
+    """What a request may have used while no meter told, at the engine's recent means; `None` before anything ran."""
+    outline = book.outline(request.event)
+    if outline is None:
+        return None
+    parts, work = outline.parts, outline.work
+    share = min(request.unmetered_ns / max(work.last_ns - work.start_ns, 1), 1.0)
+    return 1e-6 * share * (parts.resident + parts.prefill_total + parts.decode_total)
 
 
 def _joules(known_uj: int | None) -> float | None:

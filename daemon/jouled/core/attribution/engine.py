@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS, cell_of, start_of
-from jouled.core.attribution.census import SKEW_NS, Census
+from jouled.core.attribution.census import Census
 from jouled.core.attribution.counters_only import CountedWork, Silence
 from jouled.core.attribution.decode import Decoding
+from jouled.core.attribution.in_flight import ABANDON_NS, FLAG, Decode, InFlight
 from jouled.core.attribution.learning import Learning
 from jouled.core.attribution.load import Load, Row, Work
 from jouled.core.attribution.lost import LostWork
@@ -27,9 +28,8 @@ from jouled.model.requests import RequestEvent, RequestStart
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 
 STEP_RATIO_WEIGHT = 0.2
-ABANDON_NS = nanoseconds(3600.0)
-"""A request in flight for longer is taken for lost."""
 MEAN_DECAY = 0.999
+GAPS_MAX = 1000
 LEARNED = (
     "silence",
     "census",
@@ -69,7 +69,8 @@ class EngineBook:
         self._starts = ServiceStart()
         self._load = Load()
         self._pending: dict[int, list[RequestEvent]] = {}
-        self.in_flight: dict[str, RequestStart] = {}
+        self._moved: set[tuple[str, int]] = set()
+        self.in_flight = InFlight()
         self.open: dict[Request, Request] = {}
         self.next_cell: int | None = None
         self._first_cell = 0
@@ -86,6 +87,7 @@ class EngineBook:
         self._spent = [0.0] * 6
         self._worked = [0.0] * 6
         self._carried: dict[str, Parts] = {}
+        self._gaps: list[tuple[int, int]] = []
         self.unreported_uj = 0.0
         self.silence = Silence()
         self.counted = CountedWork()
@@ -123,11 +125,11 @@ class EngineBook:
     def started(self, start: RequestStart) -> None:
         """A request is known to be in flight."""
         self.silence.told()
-        self.in_flight.setdefault(start.id, start)
+        self.in_flight.begun(start)
 
     def ended(self, event: RequestEvent) -> str:
         """Take a request that ended; returns `late` or `before_start` if part of its time is closed already."""
-        self.in_flight.pop(event.id, None)
+        self.in_flight.ended(event.id)
         self.silence.told()
         part = served(event, self.engine.role)
         seen_ns = event.seen_ns or event.last_token_ns
@@ -179,6 +181,8 @@ class EngineBook:
         while waiting := sorted(key for key in self._pending if key < until_cell):
             for key in waiting:
                 self._place_all(key)
+        if self.next_cell is not None:
+            self.unmetered(self.next_cell, until_cell)
         for touched in sorted(key for key in self._load.cells if key < until_cell):
             finals += self.close(touched, self._sweep_cell(touched), Split(0, 0, 0.0))[1]
         self._starts.forget_before(until_cell - KEEP_CELLS)
@@ -213,9 +217,14 @@ class EngineBook:
         part = served(event, self.engine.role)
         computed = event.prompt_tokens - part.cached
         start_ns = self._starts.start_ns(part.earliest_ns, event.first_token_ns, computed)
+        moved = (event.id, event.arrival_ns)
         if cell_of(start_ns) > cell:
+            self._moved.add(moved)
             self._pending.setdefault(cell_of(start_ns), []).append(event)
             return
+        if self._moved and moved in self._moved:
+            self._moved.remove(moved)
+            start_ns = max(start_ns, start_of(cell))
         self._starts.observe(start_ns, event.first_token_ns, computed)
         edge_ns = start_of(cell) if cell_of(start_ns) < cell else start_ns
         flags: tuple[str, ...] = ()
@@ -234,36 +243,22 @@ class EngineBook:
         self._load.insert(work, Request(event, work, flags))
 
     def _assume_in_flight(self, begin: int, until_cell: int) -> None:
-        """Requests known to be in flight at the horizon take part with mean figures; see `Means`."""
-        means = self._means()
-        for start in sorted(self._plausibly_in_flight(start_of(begin), start_of(until_cell)), key=lambda s: s.id):
-            end_ns = start_of(until_cell)
-            first_ns = min(start.arrival_ns + nanoseconds(means.prefill_seconds), end_ns)
-            generated = 1 + max(0, round((end_ns - first_ns) / NANOSECONDS_PER_SECOND / means.tpot_seconds))
-            work = Work(
-                start_ns=start.arrival_ns,
-                first_ns=first_ns,
-                last_ns=end_ns,
-                computed=round(means.computed),
-                cached=0,
-                prompt=round(means.computed),
-                generated=generated,
-                from_ns=max(start_of(begin), start.arrival_ns),
-            )
-            self._load.insert(work, Request(_in_flight_event(start, work), work, ("in_flight",)))
+        """Requests known to be in flight at the horizon take part with mean figures."""
+        if not len(self.in_flight):
+            return
+        begin_ns, end_ns = start_of(begin), start_of(until_cell)
+        told = self._told(until_cell) if self.engine.counter_semantics.generation_at == "step" else None
+        for request in self.in_flight.stand_ins(self.census, begin_ns, end_ns, self._means(), told):
+            self._load.insert(request.work, request)
 
-    def _plausibly_in_flight(self, begin_ns: int, end_ns: int) -> list[RequestStart]:
-        """Those begun before the range's end, the latest first, no more than the gauge saw beside those told of.
-
-        The end of a request that a client gave up may never be told; without the gauge it would go on for an hour.
-        """
-        begun = [start for start in self.in_flight.values() if start.arrival_ns < end_ns]
-        untold = [(look.t_ns, look.untold) for look in self.census.between(begin_ns, end_ns) if look.untold is not None]
-        if not untold:
-            return begun
-        seen_ns, most = untold[-1][0] - SKEW_NS, max(count for _, count in untold)
-        seen = sorted((s for s in begun if s.arrival_ns <= seen_ns), key=lambda s: (-s.arrival_ns, s.id))
-        return [*seen[:most], *(start for start in begun if start.arrival_ns > seen_ns)]
+    def _told(self, until_cell: int) -> Iterator[Decode]:
+        """When requests that are told of, and are there before a cell, decode."""
+        for request in self.open:
+            yield Decode(request.work.first_ns, request.work.last_ns, request.work.generated)
+        for key, events in self._pending.items():
+            for event in events if key < until_cell else ():
+                part = served(event, self.engine.role)
+                yield Decode(event.first_token_ns, part.last_ns, part.generated)
 
     def _means(self, rows: Sequence[Row] = ()) -> "Means":
         """Of what closed lately; before anything did, of the range that is being swept."""
@@ -465,14 +460,36 @@ class EngineBook:
         """Take a request out of the open ones; one that only stood in for a request in flight is carried over."""
         request.phase = DONE
         self.open.pop(request, None)
+        if self._gaps:
+            self._mark_gaps(request)
         key = request.event.id
-        if request.flags and "in_flight" in request.flags:
+        if request.flags and FLAG in request.flags:
             self._carried.setdefault(key, Parts()).add(request.parts)
             return False
         carried = self._carried.pop(key, None) if self._carried else None
         if carried is not None:
             request.parts.add(carried)
+            request.unmetered_ns -= request.work.begin_ns - request.work.start_ns
         return True
+
+    def unmetered(self, begin_cell: int, end_cell: int) -> None:
+        """Of these cells, which are being closed, at least one of the engine's meters tells nothing."""
+        if self._gaps and self._gaps[-1][1] == begin_cell:
+            begin_cell = self._gaps.pop()[0]
+        self._gaps.append((begin_cell, end_cell))
+        del self._gaps[:-GAPS_MAX]
+
+    def _mark_gaps(self, request: Request) -> None:
+        """Say of a request how long it was there while a meter told nothing."""
+        begin_ns, last_ns = request.work.begin_ns, request.work.last_ns
+        missing_ns = 0
+        for begin, end in reversed(self._gaps):
+            if start_of(end) <= begin_ns:
+                break
+            missing_ns += max(min(start_of(end), last_ns) - max(start_of(begin), begin_ns), 0)
+        if missing_ns:
+            request.unmetered_ns += missing_ns
+            request.flags = (*request.flags, "meter_gap")
 
     # what is held for whom
 
@@ -510,10 +527,8 @@ class EngineBook:
 
     def abandon_in_flight(self, before_ns: int | None) -> None:
         """Requests that began (before a time) and never ended: what they were given is unreported."""
-        for key, start in list(self.in_flight.items()):
-            if before_ns is None or start.arrival_ns < before_ns:
-                del self.in_flight[key]
-        orphans = self._carried.keys() - self.in_flight.keys()
+        self.in_flight.abandon(before_ns)
+        orphans = {key for key in self._carried if key not in self.in_flight}
         if orphans and before_ns is not None:
             orphans -= {event.id for events in self._pending.values() for event in events}
             orphans -= {request.event.id for request in self.open.values()}
@@ -592,12 +607,14 @@ class Doubt(NamedTuple):
 
     shares: energy per channel lately, microjoules, static first. architecture: whether the priors know the model's.
     steps_counted: whether the engine counts its steps. coverage: share of its tokens that events told of.
+    gauge_seconds: time between readings where its power is a gauge, else 0.
     """
 
     shares: tuple[float, ...]
     architecture: bool
     steps_counted: bool
     coverage: float | None
+    gauge_seconds: float = 0.0
 
 
 class Means(NamedTuple):
@@ -631,15 +648,3 @@ def _unmetered(event: RequestEvent, flag: str) -> Request:
     """A request without any joules."""
     start_ns, last_ns = event.arrival_ns, event.last_token_ns
     return Request(event, Work(start_ns, event.first_token_ns, last_ns, 0, 0, 0, 0, last_ns), (flag,))
-
-
-def _in_flight_event(start: RequestStart, work: Work) -> RequestEvent:
-    return RequestEvent(
-        engine=start.engine,
-        id=start.id,
-        arrival_ns=start.arrival_ns,
-        first_token_ns=work.first_ns,
-        last_token_ns=work.last_ns,
-        prompt_tokens=work.prompt,
-        generation_tokens=work.generated,
-    )

@@ -13,7 +13,7 @@ from jouled.core.attribution.engine import Doubt, EngineBook, Split, order_of
 from jouled.core.attribution.host import HostBook
 from jouled.core.attribution.idle import IdlePower
 from jouled.core.attribution.interpolation import Shape, edge_values
-from jouled.core.attribution.lag import Lag
+from jouled.core.attribution.lag import LONGEST_CELLS, Lag
 from jouled.core.attribution.learning import UPLIFT_PRIOR
 from jouled.core.attribution.load import Row
 from jouled.core.attribution.partitions import User, slice_shares, slices_of
@@ -197,7 +197,7 @@ class DeviceGroup:
         if everything:
             return max(cell_of(meter.curve.last_ns - 1) + 1 for meter in known)
         read_ns = min(now_ns - SILENCE_NS if m.silent(now_ns) else m.curve.last_ns for m in known)
-        return cell_of(read_ns - max(self._lag.corrected_ns, 0))
+        return cell_of(read_ns) - (LONGEST_CELLS if self.engines else 0)
 
     def _next_edge(self, now_ns: int, *, everything: bool) -> int | None:
         covered = self._covered_cell(now_ns, everything=everything)
@@ -394,6 +394,10 @@ class DeviceGroup:
         bookings: list[Booking],
         finals: list[Final],
     ) -> None:
+        for device, microjoules in energy.items():
+            if not microjoules:
+                for index in self._users[device]:
+                    self.engines[index].unmetered(cell, cell + 1)
         splits, unused_uj = self._split(rows, energy, idle_per_cell)
         if unused_uj:
             bookings.append(self._book("", Owner.IDLE, unused_uj))
@@ -493,7 +497,8 @@ class DeviceGroup:
         ended = list(requests)
         if not ended:
             return []
-        name, doubt, idle_source = book.engine.name, book.doubt(), self._idle_source(book)
+        name, idle_source = book.engine.name, self._idle_source(book)
+        doubt = book.doubt()._replace(gauge_seconds=max((meter.gauge_seconds for meter in self.meters), default=0.0))
         sharing = self.sharing(name)
         left = self.held[name]
         prefill = decode = resident = 0

@@ -14,6 +14,8 @@ from jouled.core.attribution.learning import solve
 
 REACH = 15
 """Cells: lags of up to a second and a half are looked for."""
+LONGEST_CELLS = REACH + 1
+"""No lag that is found is longer; cells whose energy may only be read so much later wait for it."""
 CELLS_MIN = 200
 """Shorter ranges tell too little."""
 FORGET = 0.95
@@ -55,6 +57,8 @@ class Lag:
         if self._cross[peak] < CORRELATION_MIN * self._weight:
             return 0
         near, next_to, far = self._auto
+        if not _is_positive_definite(near, next_to, far):
+            return 0
         matrix = [[near, next_to, far], [next_to, near, next_to], [far, next_to, near]]
         taps = [max(tap, 0.0) for tap in solve(matrix, self._cross[peak - 1 : peak + 2])]
         if sum(taps) <= 0.0:
@@ -62,3 +66,8 @@ class Lag:
         centre = peak - REACH + (taps[2] - taps[0]) / sum(taps)
         lag_ns = round(centre * CELL_NS / GRAIN_NS) * GRAIN_NS
         return lag_ns if abs(lag_ns) >= CORRECTED_NS else 0
+
+
+def _is_positive_definite(near: float, next_to: float, far: float) -> bool:
+    """Whether changes of expected power at three shifts can be told apart; not where all were at a range's ends."""
+    return near > abs(next_to) and (near - far) * (near * (near + far) - 2 * next_to * next_to) > 1e-9 * near**3

@@ -60,6 +60,7 @@ class Request:
     `edge_watts`: mean power per member at service start and at the last token, for the uncertainty of both edges.
     In the range that is being closed it makes `tokens_per_pace` tokens per unit of step time, from a context of
     `context_at_origin` tokens, both as if it had decoded since the range's begin. `decoded`: tokens made up to then.
+    `unmetered_ns`: how long it was served without any energy being known: in cells closed before, or in a meter's gap.
     """
 
     __slots__ = (
@@ -72,6 +73,7 @@ class Request:
         "phase",
         "since",
         "tokens_per_pace",
+        "unmetered_ns",
         "work",
     )
 
@@ -85,6 +87,7 @@ class Request:
         self.edge_watts = [0.0, 0.0]
         self.tokens_per_pace = self.context_at_origin = 0.0
         self.decoded: float | None = None
+        self.unmetered_ns = work.begin_ns - work.start_ns
 
     def fold(self, now: Integrals) -> None:
         """Take the share of everything since the last fold, and start from here."""

@@ -7,6 +7,8 @@ from jouled.core.attribution.request import Request
 
 EDGE_SECONDS = 0.02
 """Error of service start and last token against the meter's clock, as a share of a second of power per member."""
+GAUGE_EDGE = 0.1
+"""Of the time between a power gauge's readings, the same: what power did between them nobody knows."""
 CHANNEL_SPREAD = (0.25, 0.2, 0.3, 0.2, 0.25)
 """Relative error of the ratios: step, prefill, attention, decode, KV; doubled where the architecture is not known."""
 RESIDENT_SPREAD = 0.35
@@ -27,8 +29,13 @@ def sigma_joules(
     architecture: bool,
     steps_counted: bool,
     coverage: float | None,
+    gauge_seconds: float,
+    unmetered_joules: float,
 ) -> float:
-    """Standard deviation of a request's joules. `shares`: the engine's energy per channel lately (static first)."""
+    """Standard deviation of a request's joules. `shares`: the engine's energy per channel lately (static first).
+
+    unmetered_joules: what it may have used while no meter told; as far as that goes nothing is known.
+    """
     parts = request.parts
     own = (parts.prefill_step + parts.decode_step, parts.prefill, parts.attention, parts.decode, parts.kv)
     dynamic, total = sum(own), sum(shares[1:])
@@ -43,8 +50,8 @@ def sigma_joules(
     coarse = request.work.computed > LONG_PROMPT_TOKENS or not steps_counted
     floor = (FLOOR_COARSE if coarse else FLOOR) * joules
     unreported = 0.0 if coverage is None else (1.0 - coverage) * joules
-    edges = EDGE_SECONDS * hypot(*request.edge_watts)
-    return hypot(edges, spread, resident, floor, unreported)
+    edges = hypot(EDGE_SECONDS, GAUGE_EDGE * gauge_seconds) * hypot(*request.edge_watts)
+    return hypot(edges, spread, resident, floor, unreported, unmetered_joules)
 
 
 def sigma_split_joules(sigma: float, joules_prefill: float, joules_decode: float) -> float:

@@ -6,10 +6,12 @@ from jouled.core.ledger.counters import SILENCE_NS, CounterTrack, GaugeTrack, St
 from jouled.core.ledger.curve import EnergyCurve
 from jouled.model.device import Device, Quality
 from jouled.model.readings import EnergyReading, PowerReading
-from jouled.model.units import NANOSECONDS_PER_SECOND
+from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 
 POWER_WINDOW_NS = NANOSECONDS_PER_SECOND
 PEAK_SECONDS = 60
+SILENCE_MAX_NS = nanoseconds(900.0)
+"""No cell waits longer than the longest horizon of requests."""
 
 
 class Meter:
@@ -70,7 +72,15 @@ class Meter:
         return self._take(reading.t_ns, *self._track.step(reading.t_ns, reading.microjoules))
 
     def power(self, reading: PowerReading) -> str:
-        """Take a gauge reading; returns why it was rejected, or an empty string."""
+        """Take a gauge reading; returns why it was rejected, or an empty string.
+
+        Beside a counter that is alive a gauge says nothing more: the counter is the meter.
+        """
+        if isinstance(self._track, CounterTrack):
+            if self.last_seen_ns is not None and reading.t_ns - self.last_seen_ns <= SILENCE_NS:
+                self.rejected["beside_counter"] += 1
+                return "beside_counter"
+            self._track = None
         if not isinstance(self._track, GaugeTrack):
             self._track = GaugeTrack(self.device)
         return self._take(reading.t_ns, *self._track.step(reading.t_ns, reading.watts))
@@ -117,12 +127,19 @@ class Meter:
             self.covered_ns += span_ns
         self._intervals_ns.append(span_ns)
 
+    @property
+    def gauge_seconds(self) -> float:
+        """Usual time between a power gauge's readings, of whose course between them nobody knows; 0 of counters."""
+        if not isinstance(self._track, GaugeTrack) or not self._intervals_ns:
+            return 0.0
+        return sorted(self._intervals_ns)[len(self._intervals_ns) // 2] / NANOSECONDS_PER_SECOND
+
     def _silence_ns(self) -> int:
-        """A longer silence is a gap: 15 s, or three usual intervals of a source that is read less often."""
+        """A longer silence is a gap: 15 s, or three usual intervals of a source read less often, 15 min at most."""
         usual_ns = (
             sorted(self._intervals_ns)[len(self._intervals_ns) // 2] if len(self._intervals_ns) > 2 else SILENCE_NS
         )
-        return max(SILENCE_NS, 3 * usual_ns)
+        return max(SILENCE_NS, min(3 * usual_ns, SILENCE_MAX_NS))
 
     def _observe_power(self, t_ns: int) -> None:
         if self._power_mark is None:
