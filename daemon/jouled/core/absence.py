@@ -11,7 +11,18 @@ KEEP_NS = nanoseconds(24 * 3600.0)
 """No request lasts longer than a day."""
 
 _TOLD_LATER = frozenset({"model", "version", "precision", "parallelism", "driver"})
-_SIZES = frozenset({"parameters", "active_parameters", "layers", "hidden_size", "weight_bytes", "kv_bytes_per_token"})
+_SIZES = frozenset(
+    {
+        "parameters",
+        "active_parameters",
+        "layers",
+        "hidden_size",
+        "attention_width",
+        "weight_bytes",
+        "kv_bytes_per_token",
+        "expert_share",
+    }
+)
 
 
 class Absences:

@@ -24,7 +24,8 @@ class Engine(Struct, frozen=True, kw_only=True):
     """One engine replica and the devices it runs on. `name` is stable over restarts, never a pid.
 
     Sizes are counts of parameters, bytes of all resident weights, bytes of KV cache per token; `None` is not known.
-    attention_width: heads times head size, where it is not the hidden size. sizes_from: where the sizes come from if
+    attention_width: heads times head size, where it is not the hidden size. expert_share: of a mixture's experts, the
+    share that one token takes. sizes_from: where the sizes come from if
     not from the engine or the configuration of jouled itself (`config_file`: the model's `config.json`).
     `model` may be empty until the engine's page has told it.
     """
@@ -47,6 +48,7 @@ class Engine(Struct, frozen=True, kw_only=True):
     attention_width: float | None = None
     weight_bytes: float | None = None
     kv_bytes_per_token: float | None = None
+    expert_share: float | None = None
     sizes_from: str = ""
     counter_semantics: CounterSemantics = CounterSemantics()
 

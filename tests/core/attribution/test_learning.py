@@ -1,6 +1,10 @@
 """What is learned of an engine whose events come late: windows that were not told of say little, then and later."""
 
-from jouled.core.attribution.learning import Learning
+import random
+
+import pytest
+
+from jouled.core.attribution.learning import Fitted, Learning
 
 CELLS = 100
 IDLE_UJ = 10e6
@@ -34,3 +38,27 @@ def test_windows_that_were_not_told_of_leave_the_prior():
 
 def test_what_was_not_told_at_first_does_not_bend_what_is_learned_later():
     assert all(abs(fitted_after(60, later) - TRUE_UPLIFT) < 0.05 for later in (1, 2, 5, 20))
+
+
+def fitted_to(uplift: float, factors: tuple[float, ...], *, idle_guessed: bool = False) -> Fitted:
+    """After twenty minutes of windows with the channels in ever other proportions."""
+    dice, learning = random.Random(1), Learning(idle_guessed=idle_guessed)
+    for _ in range(120):
+        expected = [dice.uniform(1e6, 9e6) for _ in factors]
+        above_uj = uplift * IDLE_UJ + sum(e * f for e, f in zip(expected, factors, strict=True))
+        learning.observe([1.0] * CELLS, [expected] * CELLS, [above_uj] * CELLS, IDLE_UJ, 0.0, ())
+    return learning.fitted
+
+
+def test_what_costs_energy_per_byte_and_per_flop_is_told_apart():
+    read, computed = 1.6, 0.8
+    found = fitted_to(0.4, (read, computed, computed, computed, read))
+    assert found.uplift == pytest.approx(0.4, abs=0.05)
+    assert found.factors[0] / found.factors[1] == pytest.approx(read / computed, rel=0.05)
+    assert found.factors[4] / found.factors[3] == pytest.approx(read / computed, rel=0.05)
+
+
+def test_a_guess_at_idle_power_may_have_been_too_high():
+    right = (1.0,) * 5
+    assert fitted_to(-0.3, right).uplift == 0.0
+    assert fitted_to(-0.3, right, idle_guessed=True).uplift == pytest.approx(-0.3, abs=0.1)

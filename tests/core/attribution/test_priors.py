@@ -156,3 +156,42 @@ def test_filling_in_twice_changes_nothing():
     once = with_sizes(engine("chat"), LLAMA, "config_file")
     assert with_sizes(once, LLAMA._replace(parameters=1.0), "known_model") == once
     assert replace(once, sizes_from="") != once
+
+
+@pytest.mark.parametrize(
+    ("told", "share"),
+    [
+        (engine("Llama-3.1-8B"), 1.0),
+        (engine("Qwen3-30B-A3B"), 8 / 128),
+        (engine("openai/gpt-oss-120b"), 4 / 128),
+        (engine("mistralai/Mixtral-8x7B-Instruct-v0.1"), 2 / 8),
+        (engine("house-8x22B"), 2 / 8),
+        (engine("house-30B-A1B"), 0.65 / 30),
+        (engine("house-30B-A10B"), 1 / 32),
+        (engine("house-30B-A10B", expert_share=0.2), 0.2),
+        (engine("house-30B-A10B", expert_share=7.0), 1 / 32),
+        (engine("house", parameters=30e9, active_parameters=29e9), 1.0),
+        (engine("house", parameters=1e9, active_parameters=3e9), 1.0),
+    ],
+)
+def test_the_share_of_experts_is_told_known_or_guessed(told, share):
+    assert betas(told).expert_share == pytest.approx(share)
+    assert betas(told).is_mixture == (share < 1.0)
+
+
+def test_a_dense_step_reads_all_weights_whatever_it_carries():
+    assert betas(engine("Llama-3.1-8B")).weight_reads(10.0, 10_000.0) == 10.0
+
+
+def test_a_mixtures_step_of_one_token_reads_what_is_active_and_a_full_one_nearly_all():
+    prior = betas(engine(parameters=32e9, active_parameters=3e9, expert_share=1 / 16))
+    assert prior.weight_reads(10.0, 10.0) == pytest.approx(10.0 * 3 / 32)
+    assert prior.weight_reads(1.0, 2048.0) == pytest.approx(1.0)
+    assert prior.weight_reads(0.0, 0.0) == 0.0
+
+
+@given(st.floats(0.01, 1e4), st.floats(0.0, 1e6), st.floats(0.0, 1e6))
+def test_more_tokens_read_no_fewer_weights(steps, tokens, more):
+    prior = betas(engine("Qwen3-30B-A3B"))
+    few, many = prior.weight_reads(steps, tokens), prior.weight_reads(steps, tokens + more)
+    assert 0.0 < few <= many <= steps * (1 + 1e-12)

@@ -18,6 +18,7 @@ SIZES = (
     "attention_width",
     "weight_bytes",
     "kv_bytes_per_token",
+    "expert_share",
 )
 
 

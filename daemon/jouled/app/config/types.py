@@ -80,6 +80,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = None
     weight_bytes: Annotated[float | None, Meta(description="Bytes of all resident weights.")] = None
     kv_bytes_per_token: Annotated[float | None, Meta(description="Bytes of KV cache per token.")] = None
+    expert_share: Annotated[
+        float | None, Meta(description="Of a mixture of experts: the share of them that one token takes, 0.0625 for 8 of 128.")
+    ] = None
     interval_seconds: Annotated[float, Meta(description="Time between two reads of its page.")] = 5.0
 
     def engine(self) -> Engine:
@@ -101,6 +104,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             attention_width=self.attention_width,
             weight_bytes=self.weight_bytes,
             kv_bytes_per_token=self.kv_bytes_per_token,
+            expert_share=self.expert_share,
         )
 
 

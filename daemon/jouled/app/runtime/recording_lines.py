@@ -115,6 +115,7 @@ class EngineLine(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="eng
     attention_width: float | None = None
     weight_bytes: float | None = None
     kv_bytes_per_token: float | None = None
+    expert_share: float | None = None
     sizes_from: Text | None = None
     counter_semantics: CounterSemantics | None = None
     engine_type: Text | None = None
@@ -140,6 +141,7 @@ class EngineLine(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="eng
             attention_width=self.attention_width,
             weight_bytes=self.weight_bytes,
             kv_bytes_per_token=self.kv_bytes_per_token,
+            expert_share=self.expert_share,
             sizes_from=self.sizes_from or "",
             counter_semantics=self.counter_semantics or CounterSemantics(),
         )
@@ -162,6 +164,7 @@ class EngineLine(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="eng
             attention_width=engine.attention_width,
             weight_bytes=engine.weight_bytes,
             kv_bytes_per_token=engine.kv_bytes_per_token,
+            expert_share=engine.expert_share,
             sizes_from=engine.sizes_from or None,
             counter_semantics=None if semantics == CounterSemantics() else semantics,
             engine_type=engine.type or None,

@@ -302,14 +302,17 @@ class EngineBook:
         for row in rows:
             row.steps *= self._step_ratio
 
-    def learn(self, rows: Sequence[Row], above_idle_uj: Sequence[float], idle_uj: float) -> None:
+    def learn(self, rows: Sequence[Row], above_idle_uj: Sequence[float], idle_uj: float, *, idle_guessed: bool) -> None:
         """Hold a swept range against what its cells used above idle; for an engine that has its devices alone."""
         busy = [row.busy for row in rows]
         expected = [self._expected(row, self.betas) for row in rows]
         told = 1.0 if self.lost.coverage is None else self.lost.coverage
         prefill_seconds = self.lost.mean_prefill_seconds
+        if idle_guessed != self._learning.idle_guessed:
+            # What was learned against a guess is nothing beside a figure of the device.
+            self._learning = Learning(mixture=self.betas.is_mixture, idle_guessed=idle_guessed)
         self._learning.observe(busy, expected, above_idle_uj, idle_uj, prefill_seconds, self._looked, told=told)
-        if self._learns_ratios and not self.betas.is_mixture:
+        if self._learns_ratios:
             self._prices = self.betas.scaled(self._learning.fitted.factors)
 
     @property
@@ -327,14 +330,14 @@ class EngineBook:
         lost = row.lost
         if lost is None:
             return (
-                beta.step * row.steps,
+                beta.step * beta.weight_reads(row.steps, row.prefill + row.decode),
                 beta.prefill * row.prefill,
                 beta.attention * row.attention,
                 beta.decode * row.decode,
                 beta.kv * row.kv,
             )
         return (
-            beta.step * row.steps,
+            beta.step * beta.weight_reads(row.steps, row.prefill + lost.prefill + row.decode + lost.decode),
             beta.prefill * (row.prefill + lost.prefill),
             beta.attention * (row.attention + lost.attention),
             beta.decode * (row.decode + lost.decode),

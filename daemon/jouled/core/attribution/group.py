@@ -23,11 +23,18 @@ from jouled.core.ledger.meter import Meter
 from jouled.model.device import Device
 from jouled.model.parameters import IdlePolicy
 from jouled.model.snapshot import Owner
+from jouled.model.units import nanoseconds
 
 RANGE_CELLS = 300
 """Cells of an engine close in ranges of 30 s: the shortest over which lost work can be told from noise."""
+APART_NS = nanoseconds(1.0)
+"""Amid busy time, events tell better when energy was used than readings that are closer than this (ADR 0009)."""
 GAP_CELLS = 3000
 """Five minutes without any energy are a gap."""
+
+
+CellEnergy = dict[str, int]
+"""Microjoules of each device in one cell."""
 
 
 class InvariantError(AssertionError):
@@ -239,10 +246,11 @@ class DeviceGroup:
             for book, engine_rows in zip(self.engines, rows, strict=True):
                 self._host.take(book.engine.name, begin, engine_rows, now_ns)
         self._observe_lag(rows, self._energies_as_read(begin, until))
-        energies = self._take_energies(begin, until, rows)
-        self._observe_idle(rows, energies)
+        energies, as_read = self._take_energies(begin, until, rows)
+        self._observe_idle(rows, as_read)
         idle_per_cell = {name: idle.per_cell_uj() for name, idle in self._idle.items()}
-        self._learn(rows, energies, idle_per_cell)
+        self._learn(rows, as_read, idle_per_cell)
+        self._mark_gaps(begin, as_read)
         for offset, energy in enumerate(energies):
             cell_rows = [engine_rows[offset] for engine_rows in rows]
             self._close_cell(begin + offset, cell_rows, energy, idle_per_cell, bookings, finals)
@@ -302,24 +310,33 @@ class DeviceGroup:
             energy[name], self._closed_uj[name] = value - self._closed_uj[name], value
         return energy
 
-    def _take_energies(self, begin: int, until: int, rows: list[list[Row]]) -> list[dict[str, int]]:
-        """Energy of each device in each cell of a range, microjoules, between readings as power is expected to run."""
+    def _take_energies(
+        self, begin: int, until: int, rows: list[list[Row]]
+    ) -> tuple[list[CellEnergy], list[CellEnergy]]:
+        """Energy of each device in each cell of a range, microjoules, between readings as power is expected to run.
+
+        First what the cells are closed with, then the same with every reading, of which idle power and ratios are
+        learned: energies that follow what is expected would confirm it.
+        """
         last_ns = max((meter.curve.last_ns for meter in self.meters if meter.curve), default=0)
         lag_ns = 0 if start_of(until) >= last_ns else self._lag.corrected_ns
         ranges_uj = {
             m.device.name: m.curve.value_at(start_of(until)) - self._closed_uj[m.device.name] for m in self.meters
         }
         shapes: dict[tuple[int, ...], Shape] = {}
-        by_device = {}
+        by_device, as_read = {}, {}
         for meter in self.meters:
             name = meter.device.name
             closed_uj, users = self._closed_uj[name], tuple(self._users[name])
             if users not in shapes:
-                shapes[users] = Shape(begin, self._expected_power(self._users[name], rows, ranges_uj))
-            edges = edge_values(meter.curve, shapes[users], closed_uj, lag_ns)
+                busy = [any(rows[i][cell].busy >= 1.0 for i in users) for cell in range(until - begin)]
+                shapes[users] = Shape(begin, self._expected_power(self._users[name], rows, ranges_uj), busy)
+            edges = edge_values(meter.curve, shapes[users], closed_uj, lag_ns, APART_NS)
+            every = edge_values(meter.curve, shapes[users], closed_uj, lag_ns)
             self._closed_uj[name] = edges[-1]
             by_device[name] = [after - before for before, after in pairwise((closed_uj, *edges))]
-        return [{name: cells[i] for name, cells in by_device.items()} for i in range(until - begin)]
+            as_read[name] = [after - before for before, after in pairwise((closed_uj, *every))]
+        return _by_cell(by_device, until - begin), _by_cell(as_read, until - begin)
 
     def _expected_power(self, users: list[int], rows: list[list[Row]], ranges_uj: Mapping[str, int]) -> list[float]:
         """Expected energy in each cell of all devices of some engines, microjoules; `ranges_uj`: of each in all cells.
@@ -338,6 +355,14 @@ class DeviceGroup:
         scale = dynamic / sum(work) if sum(work) > 0.0 else 0.0
         least = max(range_uj, 1) / count / 1000
         return [max(s + scale * w, least) for s, w in zip(static, work, strict=True)]
+
+    def _mark_gaps(self, begin: int, energies: list[dict[str, int]]) -> None:
+        """Tell the engines of a device where it told nothing."""
+        for cell, energy in enumerate(energies, start=begin):
+            for device, microjoules in energy.items():
+                if not microjoules:
+                    for index in self._users[device]:
+                        self.engines[index].unmetered(cell, cell + 1)
 
     def _energies_as_read(self, begin: int, until: int) -> list[int]:
         """Energy of all devices in each cell by the meters' own time, microjoules."""
@@ -383,7 +408,8 @@ class DeviceGroup:
         above_uj = [
             sum(energy.values()) - idle_uj - told_uj * row.busy for row, energy in zip(rows[0], energies, strict=True)
         ]
-        self.engines[0].learn(rows[0], above_uj, unknown_uj)
+        guessed = any(idle.source == "estimated" for idle in self._idle.values())
+        self.engines[0].learn(rows[0], above_uj, unknown_uj, idle_guessed=guessed)
 
     def _close_cell(
         self,
@@ -394,10 +420,6 @@ class DeviceGroup:
         bookings: list[Booking],
         finals: list[Final],
     ) -> None:
-        for device, microjoules in energy.items():
-            if not microjoules:
-                for index in self._users[device]:
-                    self.engines[index].unmetered(cell, cell + 1)
         splits, unused_uj = self._split(rows, energy, idle_per_cell)
         if unused_uj:
             bookings.append(self._book("", Owner.IDLE, unused_uj))
@@ -556,6 +578,10 @@ class DeviceGroup:
     def _book(self, engine: str, owner: Owner, microjoules: int) -> Booking:
         self.booked_uj += microjoules
         return Booking(engine, owner, microjoules)
+
+
+def _by_cell(by_device: Mapping[str, Sequence[int]], count: int) -> list[CellEnergy]:
+    return [{name: cells[i] for name, cells in by_device.items()} for i in range(count)]
 
 
 def _whole_of(amount: float, left: int) -> int:

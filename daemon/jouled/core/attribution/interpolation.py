@@ -10,14 +10,21 @@ from itertools import accumulate
 from jouled.core.attribution.cells import CELL_NS, start_of
 from jouled.core.ledger.curve import EnergyCurve
 
+Knot = tuple[int, int]
+"""(core time in nanoseconds, cumulative microjoules)"""
+
 
 class Shape:
-    """Expected power over a range of cells, in any unit, above zero; even within a cell."""
+    """Expected power over a range of cells, in any unit, above zero; even within a cell.
 
-    def __init__(self, begin: int, power: Sequence[float]) -> None:
+    busy: whether somebody is there all through a cell.
+    """
+
+    def __init__(self, begin: int, power: Sequence[float], busy: Sequence[bool]) -> None:
         self._begin_ns = start_of(begin)
         self._power = power
         self._sums = list(accumulate(power, initial=0.0))
+        self._busy = busy
         self.begin = begin
         self.end = begin + len(power)
 
@@ -28,16 +35,23 @@ class Shape:
             return self._sums[-1]
         return self._sums[index] + self._power[index] * offset_ns / CELL_NS
 
+    def busy_around(self, t_ns: int) -> bool:
+        """Whether somebody is there all through the cell of a moment, and the cells beside it."""
+        index = (t_ns - self._begin_ns) // CELL_NS
+        return all(self._busy[max(index - 1, 0) : index + 2])
 
-def edge_values(curve: EnergyCurve, shape: Shape, begin_uj: int, lag_ns: int) -> list[int]:
+
+def edge_values(curve: EnergyCurve, shape: Shape, begin_uj: int, lag_ns: int, apart_ns: int = 0) -> list[int]:
     """Cumulative microjoules at every cell edge of the range but its first, at which the value is `begin_uj`.
 
     What the curve shows at a moment plus `lag_ns` had been used by that moment. The last edge is linear: beyond it
-    nothing is expected yet.
+    nothing is expected yet. apart_ns: of readings amid busy time, only such as are so far apart count.
     """
     begin_ns, end_ns = start_of(shape.begin), start_of(shape.end)
     last_uj = max(curve.value_at(end_ns + lag_ns), begin_uj)
-    inside = ((t_ns - lag_ns, uj) for t_ns, uj in curve.between(begin_ns + lag_ns, end_ns + lag_ns))
+    inside = [(t_ns - lag_ns, uj) for t_ns, uj in curve.between(begin_ns + lag_ns, end_ns + lag_ns)]
+    if apart_ns:
+        inside = _apart(inside, shape, apart_ns)
     values: list[int] = []
     from_ns, from_uj = begin_ns, begin_uj
     for to_ns, known_uj in (*inside, (end_ns, last_uj)):
@@ -53,3 +67,14 @@ def edge_values(curve: EnergyCurve, shape: Shape, begin_uj: int, lag_ns: int) ->
                 values.append(to_uj)
         from_ns, from_uj = to_ns, to_uj
     return values
+
+
+def _apart(knots: Sequence[Knot], shape: Shape, apart_ns: int) -> list[Knot]:
+    """The knots where somebody comes to an empty engine or it empties, and of the others such as are far apart."""
+    found: list[Knot] = []
+    last_ns = start_of(shape.begin)
+    for t_ns, uj in knots:
+        if t_ns - last_ns >= apart_ns or not shape.busy_around(t_ns):
+            found.append((t_ns, uj))
+            last_ns = t_ns
+    return found

@@ -14,11 +14,13 @@ from jouled.core.attribution.cells import CELL_SECONDS
 UPLIFT_PRIOR, UPLIFT_SPREAD = 0.5, 0.35
 """Uplift as a multiple of idle power (attribution.md section 3.4)."""
 UPLIFT_MAX = 1.5
-RATIO_SPREAD = 0.5
-"""Standard deviation of a channel's ratio to its prior. Section 3.7 has half of it where the architecture is known;
-with steps in their places the meter may be believed more (ADR 0008)."""
-SCALE_SPREAD = 2.0
-"""The common scale of all channels is the meter's to tell."""
+SCALE_SPREAD, ENERGY_SPREAD, RATIO_SPREAD = 2.0, 0.5, 0.25
+"""Standard deviations of a channel's ratio to its prior: what is common to all (the meter's to tell), common to those
+that read bytes or to those that compute, and its own (ADR 0009)."""
+READS_BYTES = (True, False, False, False, True)
+"""Step and KV cost energy per byte; prefill, attention and decode per FLOP."""
+UPLIFT_SPREAD_GUESSED, UPLIFT_MIN_GUESSED = 0.6, -0.5
+"""The same where idle power itself is a guess: what is fitted is then the sum of both."""
 FACTOR_MIN, FACTOR_MAX = 0.25, 4.0
 WINDOWS_MIN = 2
 WINDOW_CELLS = 50
@@ -27,9 +29,9 @@ FORGET = 0.99
 """Per window: half of the weight is gone after about twelve minutes."""
 NOISE_MIN = 0.03
 """Relative error of a window's energy that the model leaves in any case: edges, the meter's phase."""
-NOISE_MIN_BENT = 0.3
-"""The same where the work is not what is expected, so that the fit would bend the uplift for it (ADR 0008): a mixture
-of experts, whose steps read more weights the more tokens they carry."""
+NOISE_MIN_BENT = 0.1
+"""The same where the work is less surely what is expected, so that the fit would bend the uplift for it (ADR 0009): a
+mixture of experts, whose steps read more weights the more tokens they carry."""
 NOISE_UNTOLD = 10.0
 """Added to a window's error, in quadrature, per share of the engine's tokens of which no event told, for as long as the
 window is remembered: the first minutes of an engine that tells of long answers only when they end would otherwise bend
@@ -48,10 +50,14 @@ class Fitted(NamedTuple):
 
 
 class Learning:
-    """Least squares with forgetting; `fitted` begins as the priors have it."""
+    """Least squares with forgetting; `fitted` begins as the priors have it.
 
-    def __init__(self, *, mixture: bool = False) -> None:
+    mixture: of experts. idle_guessed: idle power, in which uplift is told, is no figure of this device.
+    """
+
+    def __init__(self, *, mixture: bool = False, idle_guessed: bool = False) -> None:
         self._mixture = mixture
+        self.idle_guessed = idle_guessed
         self._window = [0.0] * (SIZE + 1)
         self._cells = 0
         self._windows = 0
@@ -115,7 +121,7 @@ class Learning:
             estimate = self._ridge(scale, noise)
             noise = max(noise_min, sqrt(self._residual(estimate) / self._weight))
         clipped = [min(max(value / scale, FACTOR_MIN), FACTOR_MAX) for value in estimate[1:]]
-        uplift = min(max(estimate[0], 0.0), UPLIFT_MAX)
+        uplift = min(max(estimate[0], UPLIFT_MIN_GUESSED if self.idle_guessed else 0.0), UPLIFT_MAX)
         return Fitted(uplift, tuple(clipped))
 
     def _scale(self) -> float:
@@ -127,25 +133,34 @@ class Learning:
         return max(product, 0.05 * total) / squares
 
     def _ridge(self, scale: float, noise: float) -> list[float]:
-        """Posterior mean under independent ratios around a common, nearly free scale."""
-        precision = 1.0 / (RATIO_SPREAD * scale) ** 2
-        # Sherman and Morrison: the inverse of s²·I + t²·11ᵀ.
-        common = precision * SCALE_SPREAD**2 / (RATIO_SPREAD**2 + (SIZE - 1) * SCALE_SPREAD**2)
+        """Posterior mean under ratios around a common, nearly free scale."""
+        spread = UPLIFT_SPREAD_GUESSED if self.idle_guessed else UPLIFT_SPREAD
         matrix = [[self._moments[i][j] / noise**2 for j in range(SIZE)] for i in range(SIZE)]
         vector = [self._moments[i][SIZE] / noise**2 for i in range(SIZE)]
-        matrix[0][0] += UPLIFT_SPREAD**-2
-        vector[0] += UPLIFT_PRIOR * UPLIFT_SPREAD**-2
-        for i in range(1, SIZE):
-            matrix[i][i] += precision
-            for j in range(1, SIZE):
-                matrix[i][j] -= common
-            vector[i] += scale * (precision - (SIZE - 1) * common)
+        matrix[0][0] += spread**-2
+        vector[0] += UPLIFT_PRIOR * spread**-2
+        for i, row in enumerate(_PRECISION, start=1):
+            for j, value in enumerate(row, start=1):
+                matrix[i][j] += value / scale**2
+            vector[i] += sum(row) / scale
         return solve(matrix, vector)
 
     def _residual(self, estimate: Sequence[float]) -> float:
         """Sum of squared relative errors of the windows under an estimate."""
         signed = [*estimate, -1.0]
         return max(sum(a * b * self._moments[i][j] for i, a in enumerate(signed) for j, b in enumerate(signed)), 0.0)
+
+
+def _precision() -> Matrix:
+    """Inverse of the priors' covariance of the five ratios, each 1 on average."""
+    covariance = [
+        [
+            SCALE_SPREAD**2 + ENERGY_SPREAD**2 * (mine == other) + RATIO_SPREAD**2 * (i == j)
+            for j, other in enumerate(READS_BYTES)
+        ]
+        for i, mine in enumerate(READS_BYTES)
+    ]
+    return [solve(covariance, [float(i == j) for j in range(SIZE - 1)]) for i in range(SIZE - 1)]
 
 
 def solve(matrix: Matrix, vector: Sequence[float]) -> list[float]:
@@ -160,3 +175,6 @@ def solve(matrix: Matrix, vector: Sequence[float]) -> list[float]:
     for i in reversed(range(size)):
         solution[i] = (rows[i][size] - sum(rows[i][j] * solution[j] for j in range(i + 1, size))) / rows[i][i]
     return solution
+
+
+_PRECISION = _precision()

@@ -34,7 +34,8 @@ class ModelSizes(NamedTuple):
     """What a configuration tells. `embeddings` of the parameters are never quantised.
 
     attention_width: heads times head size, the mean over the layers (a layer with a window counts in part).
-    bytes_per_weight: `None` where nothing is said of quantisation.
+    bytes_per_weight: `None` where nothing is said of quantisation. expert_share: of its experts that a token takes; 1
+    of a dense model.
     """
 
     parameters: float
@@ -45,6 +46,7 @@ class ModelSizes(NamedTuple):
     attention_width: float
     kv_bytes_per_token: float
     bytes_per_weight: float | None = None
+    expert_share: float = 1.0
 
     def weight_bytes(self, bytes_per_weight: float) -> float:
         """Bytes of all weights; embeddings stay at 16 bits."""
@@ -77,6 +79,7 @@ def sizes_of(config: Any) -> ModelSizes | None:
         attention_width=width * seen / layers,
         kv_bytes_per_token=kv_numbers * seen * _kv_bytes(model),
         bytes_per_weight=_quantised(model),
+        expert_share=_expert_share(model),
     )
 
 
@@ -139,18 +142,30 @@ def _feed_forward(model: Mapping[str, Any], hidden: int, layers: int) -> tuple[i
     """Parameters of all feed-forward blocks, and of those that work on one token; `None` if no width is told."""
     matrices = 2 if str(model.get("model_type")) in _UNGATED else 3
     inner = _whole(model, "intermediate_size")
-    experts = _whole(model, "num_experts", "num_local_experts", "n_routed_experts")
+    experts = _experts(model)
     if experts < 2:
         return (layers * matrices * hidden * inner,) * 2 if inner else None
     expert_inner = _whole(model, "moe_intermediate_size") or inner
     if not expert_inner:
         return None
-    chosen = min(experts, _whole(model, "num_experts_per_tok", "num_experts_per_token") or 1)
+    chosen = round(experts * _expert_share(model))
     mixed = _mixture_layers(model, layers)
     dense = (layers - mixed) * matrices * hidden * (_whole(model, "intermediate_size_mlp") or inner)
     expert = matrices * hidden * expert_inner
     always = mixed * (matrices * hidden * _shared_inner(model, expert_inner) + hidden * experts)
     return dense + always + mixed * experts * expert, dense + always + mixed * chosen * expert
+
+
+def _experts(model: Mapping[str, Any]) -> int:
+    return _whole(model, "num_experts", "num_local_experts", "n_routed_experts")
+
+
+def _expert_share(model: Mapping[str, Any]) -> float:
+    """Of its experts that a token takes; 1 without any."""
+    experts = _experts(model)
+    if experts < 2:
+        return 1.0
+    return min(experts, _whole(model, "num_experts_per_tok", "num_experts_per_token") or 1) / experts
 
 
 def _shared_inner(model: Mapping[str, Any], expert_inner: int) -> int:

@@ -23,10 +23,14 @@ BYTES_PER_WEIGHT = 2.0
 """Where nothing is said of the number format."""
 HEAD_RATIO = 128
 """Hidden size per layer of common dense models (Llama 8B: 4096/32, 70B: 8192/80 ≈ 102); used where only N is known."""
+EXPERTS_OF_ACTIVE, EXPERT_SHARE_MAX = 0.65, 1 / 32
+"""Where nobody tells what share of its experts a mixture's token takes: about so much of the share of its parameters
+that are active (the rest is attention and what all tokens pass), and no more than models of many small experts do."""
 MIXTURE_SHARE = 0.75
 """A model that works with less than this of its parameters on a token is a mixture of experts. A dense one leaves out
 its embedding table, at most a fifth."""
 ARCHITECTURE_SOURCES = ("configuration", "config_file", "known_model")
+EXPERTS_TAKEN_OF_FEW = 2
 _LARGEST_NAMED = 1e14
 _LARGEST_TOLD = 1e18
 
@@ -42,7 +46,21 @@ class Betas(NamedTuple):
     source: str
     """Where the sizes come from: `configuration`, `config_file`, `known_model`, `name` or `generic`."""
     is_mixture: bool = False
-    """Whether the model is a mixture of experts; ratios of one of known architecture are never learned."""
+    """Whether the model is a mixture of experts."""
+    expert_share: float = 1.0
+    """Of its experts, the share that one token takes."""
+    always_read: float = 1.0
+    """Of its weights, the share outside the experts, which every step reads."""
+
+    def weight_reads(self, steps: float, tokens: float) -> float:
+        """How many times all weights are read by steps that carry so many tokens together.
+
+        A mixture's step reads the experts that any of its tokens takes: from some dozens of tokens on, nearly all.
+        """
+        if self.expert_share >= 1.0 or steps <= 0.0:
+            return steps
+        untouched: float = (1.0 - self.expert_share) ** max(tokens / steps, 1.0)
+        return steps * (1.0 - (1.0 - self.always_read) * untouched)
 
     @property
     def knows_architecture(self) -> bool:
@@ -71,19 +89,20 @@ class Sizes(NamedTuple):
     attention_width: float
     weight_bytes: float
     kv_bytes_per_token: float
+    expert_share: float
     source: str
 
 
 def sizes_from_name(model: str) -> tuple[float, float] | None:
     """(parameters, active parameters) spelt in a model's name: `8B`, `30B-A3B`, `8x7B`, `0.6b`; `None` without any.
 
-    An `NxMB` name counts N·M parameters, two experts active.
+    An `NxMB` name counts N·M parameters, two experts active (Mixtral's).
     """
     text = model.lower()
     mixture = re.search(r"(?<![\d.a-z])([0-9]{1,4})x([0-9]{1,6}(?:\.[0-9]{1,6})?)b(?![a-z\d])", text)
     if mixture:
         experts, size = int(mixture[1]), float(mixture[2]) * 1e9
-        return _plausible(experts * size, min(2, experts) * size)
+        return _plausible(experts * size, min(EXPERTS_TAKEN_OF_FEW, experts) * size)
     total = re.search(r"(?<![\d.a-z])([0-9]{1,6}(?:\.[0-9]{1,6})?)(b|m)(?![a-z\d])", text)
     if not total:
         return None
@@ -120,6 +139,7 @@ def with_sizes(engine: Engine, sizes: ModelSizes, source: str) -> Engine:
         attention_width=shape.attention_width,
         weight_bytes=weight_bytes,
         kv_bytes_per_token=_told(engine.kv_bytes_per_token) or sizes.kv_bytes_per_token,
+        expert_share=engine.expert_share or sizes.expert_share,
         sizes_from=engine.sizes_from or ("configuration" if tells_weights else source),
     )
 
@@ -144,6 +164,7 @@ def sizes_for(engine: Engine) -> Sizes:
         attention_width=_told(engine.attention_width) or hidden,
         weight_bytes=_told(engine.weight_bytes) or parameters * width,
         kv_bytes_per_token=_told(engine.kv_bytes_per_token) or float(layers * hidden),
+        expert_share=_expert_share(engine, active / parameters),
         source=told_by if _tells_weights(engine) else guessed_by,
     )
 
@@ -156,12 +177,25 @@ def _parameters(engine: Engine, named: tuple[float, float] | None, width: float)
     return parameters, told_active or (min(named[1], parameters) if named else parameters)
 
 
-def betas(engine: Engine) -> Betas:
-    """The priors of one engine.
+def _expert_share(engine: Engine, active_share: float) -> float:
+    """Of a mixture's experts that a token takes: told, from a name of eight experts (`8x7B`), or usual; 1 of others."""
+    if active_share >= MIXTURE_SHARE:
+        return 1.0
+    told = engine.expert_share
+    if told is not None and 0.0 < told < 1.0:
+        return told
+    few = re.search(r"(?<![\d.a-z])([0-9]{1,4})x[0-9]", engine.model.lower())
+    if few and int(few[1]) > EXPERTS_TAKEN_OF_FEW:
+        return EXPERTS_TAKEN_OF_FEW / int(few[1])
+    return min(EXPERTS_OF_ACTIVE * active_share, EXPERT_SHARE_MAX)
 
-    A step reads all weights, also a mixture's: from about eight tokens a step nearly every expert is wanted.
-    """
+
+def betas(engine: Engine) -> Betas:
+    """The priors of one engine."""
     sizes = sizes_for(engine)
+    active_share = min(sizes.active_parameters / sizes.parameters, 1.0)
+    expert_share = min(sizes.expert_share, 1.0)
+    always_read = max((active_share - expert_share) / (1.0 - expert_share), 0.0) if expert_share < 1.0 else 1.0
     return Betas(
         step=JOULES_PER_BYTE * sizes.weight_bytes,
         prefill=2 * sizes.active_parameters * JOULES_PER_FLOP,
@@ -169,7 +203,9 @@ def betas(engine: Engine) -> Betas:
         decode=2 * sizes.active_parameters * JOULES_PER_FLOP,
         kv=JOULES_PER_BYTE * sizes.kv_bytes_per_token,
         source=sizes.source,
-        is_mixture=sizes.active_parameters < MIXTURE_SHARE * sizes.parameters,
+        is_mixture=expert_share < 1.0,
+        expert_share=expert_share,
+        always_read=always_read,
     )
 
 

@@ -5,16 +5,16 @@ from math import hypot
 
 from jouled.core.attribution.request import Request
 
-EDGE_SECONDS = 0.02
+EDGE_SECONDS = 0.011
 """Error of service start and last token against the meter's clock, as a share of a second of power per member."""
 GAUGE_EDGE = 0.1
 """Of the time between a power gauge's readings, the same: what power did between them nobody knows."""
-CHANNEL_SPREAD = (0.25, 0.2, 0.3, 0.2, 0.25)
+CHANNEL_SPREAD = (0.12, 0.1, 0.18, 0.1, 0.12)
 """Relative error of the ratios: step, prefill, attention, decode, KV; doubled where the architecture is not known."""
-RESIDENT_SPREAD = 0.35
+RESIDENT_SPREAD = 0.3
 """Relative error of what is resident: the uplift of being busy is weakly identifiable, idle power often a guess."""
-FLOOR = 0.01
-FLOOR_COARSE = 0.03
+FLOOR = 0.002
+FLOOR_COARSE = 0.012
 """Spreads and floors are calibrated on simulated engines (docs/attribution.md, uncertainty)."""
 LONG_PROMPT_TOKENS = 2000
 SPLIT_SPREAD = 0.35
