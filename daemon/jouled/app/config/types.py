@@ -81,7 +81,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     weight_bytes: Annotated[float | None, Meta(description="Bytes of all resident weights.")] = None
     kv_bytes_per_token: Annotated[float | None, Meta(description="Bytes of KV cache per token.")] = None
     expert_share: Annotated[
-        float | None, Meta(description="Of a mixture of experts: the share of them that one token takes, 0.0625 for 8 of 128.")
+        float | None, Meta(description="Of a mixture of experts: the share of them a token takes.")
     ] = None
     interval_seconds: Annotated[float, Meta(description="Time between two reads of its page.")] = 5.0
 

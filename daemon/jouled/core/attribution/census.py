@@ -270,6 +270,11 @@ class Census:
             del self._times[:keep_from]
 
     @property
+    def last_look_ns(self) -> int:
+        """When the page was looked at last; 0: never."""
+        return self._times[-1] if self._times else 0
+
+    @property
     def counts_steps(self) -> bool:
         """Whether the engine's page has a step counter."""
         return bool(self.looks) and self.looks[-1].steps is not None

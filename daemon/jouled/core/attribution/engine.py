@@ -11,7 +11,7 @@ from typing import NamedTuple
 from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS, cell_of, start_of
 from jouled.core.attribution.census import Census
 from jouled.core.attribution.counters_only import CountedWork, Silence
-from jouled.core.attribution.decode import Decoding
+from jouled.core.attribution.decode import SPECULATES, Decoding
 from jouled.core.attribution.in_flight import ABANDON_NS, FLAG, Decode, InFlight
 from jouled.core.attribution.learning import Learning
 from jouled.core.attribution.load import Load, Row, Work
@@ -240,7 +240,25 @@ class EngineBook:
             generated=part.generated,
             from_ns=edge_ns,
         )
-        self._load.insert(work, Request(event, work, flags))
+        request = Request(event, work, flags)
+        if flags:
+            request.decoded = self._decoded_before(work)
+        self._load.insert(work, request)
+
+    def _decoded_before(self, work: Work) -> float | None:
+        """Tokens after the first that a request had made before its first open cell, counted back from its last one.
+
+        `None` where no steps are counted: then they came evenly in time. An engine that fills up slows down, so an
+        even rate would leave too many tokens to the open cells.
+        """
+        per_step = self._clock.tokens_per_step
+        until_ns = min(work.last_ns, self.census.last_look_ns)
+        from_steps, until_steps = (self.census.counter_at("steps", t_ns) for t_ns in (work.from_ns, until_ns))
+        if from_steps is None or until_steps is None or per_step is None or per_step > SPECULATES:
+            return None
+        untold = work.decode_rate * (work.last_ns - until_ns) / NANOSECONDS_PER_SECOND
+        left = per_step * (until_steps - from_steps) + untold
+        return min(max(work.generated - 1 - left, 0.0), max(work.generated - 1, 0.0))
 
     def _assume_in_flight(self, begin: int, until_cell: int) -> None:
         """Requests known to be in flight at the horizon take part with mean figures."""
@@ -306,7 +324,7 @@ class EngineBook:
         """Hold a swept range against what its cells used above idle; for an engine that has its devices alone."""
         busy = [row.busy for row in rows]
         expected = [self._expected(row, self.betas) for row in rows]
-        told = 1.0 if self.lost.coverage is None else self.lost.coverage
+        told = min(1.0 if self.lost.coverage is None else self.lost.coverage, 1.0 - self.lost.mismatch)
         prefill_seconds = self.lost.mean_prefill_seconds
         if idle_guessed != self._learning.idle_guessed:
             # What was learned against a guess is nothing beside a figure of the device.

@@ -41,12 +41,16 @@ class Piece(NamedTuple):
 
 
 class LostWork:
-    """Compares one engine's counters with its events. `coverage`: events' tokens over counted ones, lately."""
+    """Compares one engine's counters with its events.
+
+    `coverage`: events' tokens over counted ones, lately; `mismatch`: by what share they differ in the last range.
+    """
 
     def __init__(self, semantics: CounterSemantics) -> None:
         self._semantics = semantics
         self._carry = {"generation": 0.0, "prompt": 0.0}
         self.coverage: float | None = None
+        self.mismatch = 0.0
         self.mean_computed = 512.0
         self.mean_prefill_seconds = 0.1
         self._requests = 0
@@ -116,7 +120,9 @@ class LostWork:
         if generation:
             counted = sum(piece.counted for piece in generation)
             if counted > 10 * NOISE_FLOOR_TOKENS:
-                ratio = min(sum(piece.expected for piece in generation) / counted, 1.0)
+                expected = sum(piece.expected for piece in generation)
+                self.mismatch = abs(1.0 - expected / counted)
+                ratio = min(expected / counted, 1.0)
                 self.coverage = (
                     ratio if self.coverage is None else self.coverage + COVERAGE_WEIGHT * (ratio - self.coverage)
                 )
