@@ -90,8 +90,11 @@ def _chosen(options: argparse.Namespace) -> list[Case]:
 
 
 def _seeds(case: Case, options: argparse.Namespace) -> list[int]:
+    """Those asked for, and those that failed once, of this case or of one that is held against it."""
     drawn = range(options.first_seed, options.first_seed + options.seeds)
-    return [*drawn, *(seed for seed in cases.KEPT_SEEDS.get(case.name, ()) if seed not in drawn)]
+    held_against = (case.name, *(other.name for other in cases.CASES if other.beside == case.name))
+    kept = {seed for name in held_against for seed in cases.KEPT_SEEDS.get(name, ())}
+    return [*drawn, *sorted(kept.difference(drawn))]
 
 
 def _measured(

@@ -3,11 +3,12 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.core.scenario import SECOND, START, gpu
+from tests.core.scenario import PARAMETERS, SECOND, START, gpu
 
 from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS, start_of
 from jouled.core.attribution.census import Census, Look, Monotone
 from jouled.core.attribution.decode import Decoding
+from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.idle import IdlePower
 from jouled.core.attribution.load import Load, Row, Work, union_ns
 from jouled.core.attribution.prefill_stretches import Stretch, stretches_of
@@ -203,6 +204,48 @@ def test_an_engine_counter_starts_over_with_its_process():
     counter = Monotone()
     assert [counter.take(raw) for raw in (100, 150, 20, None, 25)] == [0, 50, 20, 0, 5]
     assert counter.total == 75
+
+
+def test_in_the_first_hour_cells_wait_for_who_may_be_in_flight_all_the_time():
+    book = census()
+    book.began(START)
+    for at in range(0, 600, 5):
+        book.sample(look(at, 1 if at >= 100 else 0))
+    now = START + 600 * SECOND
+    assert book.given_up_ns(now) == START + 95 * SECOND, "nobody was untold then; since then somebody always was"
+    assert book.given_up_ns(now, starts_told=True) == now - 120 * SECOND
+    for at in range(600, 1300, 5):
+        book.sample(look(at, 1))
+    assert book.given_up_ns(START + 1300 * SECOND) == START + 400 * SECOND, "fifteen minutes at the most"
+
+
+def test_who_was_gone_at_a_later_look_is_not_waited_for_longer():
+    """A client's abort, of which nobody tells: it was there at some looks, and then nobody was."""
+    book = census()
+    book.began(START)
+    for at in range(0, 600, 5):
+        book.sample(look(at, 1 if 100 <= at < 200 else 0))
+    assert book.given_up_ns(START + 600 * SECOND) == START + 480 * SECOND
+
+
+def test_without_a_gauge_the_horizon_alone_counts():
+    book = census()
+    book.began(START)
+    assert book.given_up_ns(START + 600 * SECOND) == START + 480 * SECOND
+    for at in range(0, 600, 5):
+        book.sample(look(at, None))
+    assert book.given_up_ns(START + 600 * SECOND) == START + 480 * SECOND
+
+
+def test_tokens_of_a_request_inserted_late_are_counted_back_from_its_end():
+    """It made 800 of its 1000 tokens in its first half, alone; an even rate would leave 500 to the open cells."""
+    book = EngineBook(Engine(name="e", model="tiny-8B", devices=("gpu0",)), PARAMETERS)
+    for at in range(0, 205, 5):
+        book.sample(look(at, 1, steps=8 * min(at, 100) + 2 * max(at - 100, 0)))
+    work = Work(START, START + 1, START + 200 * SECOND, 10, 0, 10, 1001, from_ns=START + 100 * SECOND)
+    assert book._decoded_before(work) is None, "what a step gives is not known yet"
+    book._clock.observe_tokens(1.0)
+    assert book._decoded_before(work) == pytest.approx(800.0)
 
 
 def test_counters_are_linear_between_looks_and_absent_outside():

@@ -7,7 +7,7 @@ from jouled.core.accounting.cost import co2e_grams, energy_cost
 from jouled.core.accounting.verdicts import e2e_seconds, is_good, tier_of, tpot_seconds, ttft_seconds
 from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.group import Final
-from jouled.core.attribution.request import Request
+from jouled.core.attribution.request import Prefix, Request
 from jouled.core.attribution.uncertainty import sigma_joules, sigma_split_joules
 from jouled.model.device import Quality
 from jouled.model.parameters import Parameters
@@ -31,7 +31,7 @@ class Receipts:
         request, doubt = final.request, final.doubt
         prefill, decode, resident = joules(final.prefill_uj), joules(final.decode_uj), joules(final.resident_uj)
         total = joules(components.compute_uj)
-        unmetered_joules = _unmetered_joules(request, self._book) if request.unmetered_ns > 0 else 0.0
+        unmetered_joules = _unmetered_joules(request, self._book, doubt.means) if request.unmetered_ns > 0 else 0.0
         sigma = split = None
         if unmetered_joules is not None:
             sigma = sigma_joules(
@@ -74,9 +74,10 @@ def provisional_receipt(
     event: RequestEvent, book: EngineBook, parameters: Parameters, quality: Quality, wall_offset_ns: int
 ) -> Receipt | None:
     """A receipt before the cells have closed: the request's work at the engine's recent mean joules per unit."""
-    request = book.outline(event)
-    if request is None:
+    means = book.mean_rates()
+    if means is None:
         return None
+    request = book.outline(event, means)
     parts = request.parts
     amounts = [1e-6 * part for part in (parts.prefill_total, parts.decode_total, parts.resident)]
     prefill, decode, resident = (round(amount, 6) for amount in amounts)
@@ -155,11 +156,11 @@ def _receipt(
     )
 
 
-def _unmetered_joules(request: Request, book: EngineBook) -> float | None:
+def _unmetered_joules(request: Request, book: EngineBook, means: Prefix | None) -> float | None:
     """What a request may have used while no meter told, at the engine's recent means; `None` before anything ran."""
-    outline = book.outline(request.event)
-    if outline is None:
+    if means is None:
         return None
+    outline = book.outline(request.event, means)
     parts, work = outline.parts, outline.work
     share = min(request.unmetered_ns / max(work.last_ns - work.start_ns, 1), 1.0)
     return 1e-6 * share * (parts.resident + parts.prefill_total + parts.decode_total)

@@ -14,6 +14,8 @@ from jouled.model.engine import EngineSample
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 
 FIRST_HOUR_NS = nanoseconds(3600.0)
+FIRST_HOUR_MAX_NS = nanoseconds(900.0)
+"""How long cells wait in the first hour for somebody who may be in flight all the time (attribution.md section 4)."""
 SPAN_BUCKET_NS = nanoseconds(300.0)
 SPAN_QUANTILE = 0.999
 SPAN_FACTOR = 1.2
@@ -160,6 +162,7 @@ class Census:
         self._wait_ns = wait_ns
         self._horizon_min_ns = horizon_min_ns
         self._horizon_max_ns = horizon_max_ns
+        self._first_hour_max_ns = min(FIRST_HOUR_MAX_NS, horizon_max_ns)
         self._first_ns: int | None = None
         self._spans = Spans()
         self._recent: deque[tuple[int, int, bool]] = deque(maxlen=RECENT_MAX)
@@ -217,17 +220,33 @@ class Census:
 
     def horizon_ns(self, now_ns: int) -> int:
         """How long a cell waits for requests that nobody told of (attribution.md section 4)."""
-        first_hour = self._first_ns is None or now_ns - self._first_ns < FIRST_HOUR_NS
         wanted = max(self._wait_ns, round(SPAN_FACTOR * self._spans.quantile_ns()))
-        return min(max(wanted, self._horizon_min_ns if first_hour else 0), self._horizon_max_ns)
+        return min(max(wanted, self._horizon_min_ns if self._in_first_hour(now_ns) else 0), self._horizon_max_ns)
+
+    def _in_first_hour(self, now_ns: int) -> bool:
+        return self._first_ns is None or now_ns - self._first_ns < FIRST_HOUR_NS
+
+    def _nobody_untold_ns(self, settled_ns: int) -> int:
+        """The last settled look at which nobody untold of was seen; where the page has no gauge, the last of all."""
+        for look in reversed(self.looks):
+            if look.t_ns <= settled_ns and not look.untold:
+                return look.t_ns
+        return self.looks[0].t_ns if self.looks else settled_ns
 
     def was_away(self, begin_ns: int, end_ns: int) -> None:
         """Nobody listened over this time: it is no part of what requests had to be told of."""
         self._away.append((begin_ns, end_ns))
 
-    def given_up_ns(self, now_ns: int) -> int:
-        """Up to here the horizon has passed; a time in which nobody listened does not count."""
+    def given_up_ns(self, now_ns: int, *, starts_told: bool = False) -> int:
+        """Up to here the horizon has passed; a time in which nobody listened does not count.
+
+        In the first hour nobody knows how long requests take. Where somebody untold of was there at every look since,
+        that may be one and the same, still in flight: then cells wait longer, unless starts are told as well.
+        """
         given_up_ns = now_ns - self.horizon_ns(now_ns)
+        if self._in_first_hour(now_ns) and not starts_told:
+            nobody_ns = self._nobody_untold_ns(now_ns - self._wait_ns)
+            given_up_ns = min(given_up_ns, max(nobody_ns, now_ns - self._first_hour_max_ns))
         for begin_ns, end_ns in reversed(self._away):
             if given_up_ns < end_ns:
                 given_up_ns -= end_ns - begin_ns

@@ -150,7 +150,8 @@ class EngineBook:
 
     def verified_cell(self, now_ns: int) -> int:
         """Cells before this one may close: all their requests are known, or the horizon has passed."""
-        return cell_of(max(self.census.verified_ns(now_ns, self.edge_ns or 0), self.census.given_up_ns(now_ns)))
+        given_up_ns = self.census.given_up_ns(now_ns, starts_told=len(self.in_flight) > 0)
+        return cell_of(max(self.census.verified_ns(now_ns, self.edge_ns or 0), given_up_ns))
 
     # sweeping
 
@@ -571,11 +572,8 @@ class EngineBook:
         for name in LEARNED:
             setattr(self, name, getattr(former, name))
 
-    def outline(self, event: RequestEvent) -> Request | None:
-        """A request's share at the engine's recent means, before its cells close; `None` before anything ran."""
-        means = self._mean_rates()
-        if means is None:
-            return None
+    def outline(self, event: RequestEvent, means: Prefix) -> Request:
+        """A request's share at the engine's means, as if nothing else were known of it."""
         part = served(event, self.engine.role)
         start_ns = part.earliest_ns
         first_ns = max(event.first_token_ns, start_ns + 1)
@@ -604,8 +602,8 @@ class EngineBook:
         parts.kv = means.kv * decoded * (work.prompt + decoded / 2)
         return request
 
-    def _mean_rates(self) -> Prefix | None:
-        """Mean microjoules per unit of work lately, for provisional figures; `None` before anything ran."""
+    def mean_rates(self) -> Prefix | None:
+        """Mean microjoules per unit of work lately; `None` before anything ran."""
         spent, worked = self._spent, self._worked
         if worked[0] <= 0.0:
             return None
@@ -620,6 +618,7 @@ class EngineBook:
             architecture=self.betas.knows_architecture,
             steps_counted=self.census.counts_steps,
             coverage=self.lost.coverage,
+            means=self.mean_rates(),
         )
 
 
@@ -628,13 +627,15 @@ class Doubt(NamedTuple):
 
     shares: energy per channel lately, microjoules, static first. architecture: whether the priors know the model's.
     steps_counted: whether the engine counts its steps. coverage: share of its tokens that events told of.
-    gauge_seconds: time between readings where its power is a gauge, else 0.
+    means: microjoules per unit of work lately; `None` before anything ran. gauge_seconds: time between readings where
+    its power is a gauge, else 0.
     """
 
     shares: tuple[float, ...]
     architecture: bool
     steps_counted: bool
     coverage: float | None
+    means: Prefix | None
     gauge_seconds: float = 0.0
 
 
