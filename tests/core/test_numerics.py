@@ -169,7 +169,7 @@ def sizes(pipeline: Pipeline) -> dict[str, int]:
         "looks": len(book.census.looks),
         "recent residents": len(book.census._recent),
         "span windows": len(book.census._spans._windows),
-        "pending": sum(map(len, book._pending.values())),
+        "pending": len(book._pending),
         "open": len(book.open),
         "in flight": len(book.in_flight),
         "carried": len(book._carried),

@@ -78,4 +78,5 @@ class Absences:
 
     def interrupted(self, begin_ns: int, end_ns: int) -> bool:
         """Whether a request over this time ran while nobody metered it."""
-        return any(begin_ns < end and begin < end_ns for begin, end in self._spans)
+        spans = self._spans
+        return bool(spans) and any(begin_ns < end and begin < end_ns for begin, end in spans)

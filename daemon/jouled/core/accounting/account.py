@@ -75,8 +75,9 @@ class Account:
         measured = receipt.quality is not Quality.ESTIMATED
         self._request_counters(engine, model).book(event, components if measured else None)
         self.recent.append(receipt)
-        if components.node_uj > energy_uj:
-            self._book_cost(model, components.node_uj - energy_uj)
+        beside_uj = components.node_uj - energy_uj
+        if beside_uj > 0:
+            self._book_cost(model, beside_uj)
         if self.parameters.slos:
             self._book_slos(event, receipt, model, energy_uj)
         if not measured:

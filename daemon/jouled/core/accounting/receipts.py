@@ -112,6 +112,7 @@ def _receipt(
     event, price = request.event, parameters.price
     total, prefill, decode, resident = amounts
     sigma_total, sigma_split = sigma
+    _, host_uj, residual_uj, surplus_uj = components
     node = joules(components.node_uj)
     # In the order of the fields: by name, so many cost more than the whole sum of a request.
     return Receipt(
@@ -130,13 +131,13 @@ def _receipt(
         resident,
         quality,
         "provisional" in flags,
-        (",".join(flag for flag in flags if flag != "provisional") or "ok") if flags else "ok",
+        _validity(flags) if flags else "ok",
         None if event.scheduled_ns is None else event.scheduled_ns + wall_offset_ns,
         request.work.start_ns + wall_offset_ns,
         event.cached_prompt_tokens,
-        _joules(components.host_uj),
-        _joules(components.residual_uj),
-        _joules(components.facility_surplus_uj),
+        None if host_uj is None else joules(host_uj),
+        None if residual_uj is None else joules(residual_uj),
+        None if surplus_uj is None else joules(surplus_uj),
         sigma_total,
         sigma_split,
         ttft_seconds(event),
@@ -166,8 +167,8 @@ def _unmetered_joules(request: Request, book: EngineBook, means: Prefix | None) 
     return 1e-6 * share * (parts.resident + parts.prefill_total + parts.decode_total)
 
 
-def _joules(known_uj: int | None) -> float | None:
-    return None if known_uj is None else joules(known_uj)
+def _validity(flags: Sequence[str]) -> str:
+    return ",".join(flag for flag in flags if flag != "provisional") or "ok"
 
 
 def method_of(

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from jouled.model.parameters import Slo, Tier
 from jouled.model.requests import Outcome, RequestEvent
-from jouled.model.units import NANOSECONDS_PER_MILLISECOND, seconds
+from jouled.model.units import NANOSECONDS_PER_MILLISECOND, NANOSECONDS_PER_SECOND
 
 
 class Verdict(StrEnum):
@@ -19,19 +19,19 @@ class Verdict(StrEnum):
 
 def ttft_seconds(event: RequestEvent) -> float:
     """Time to first token: from arrival."""
-    return seconds(event.first_token_ns - event.arrival_ns)
+    return (event.first_token_ns - event.arrival_ns) / NANOSECONDS_PER_SECOND
 
 
 def tpot_seconds(event: RequestEvent) -> float | None:
     """Mean time per output token after the first; `None` where there was only one."""
     if event.generation_tokens <= 1:
         return None
-    return seconds(event.last_token_ns - event.first_token_ns) / (event.generation_tokens - 1)
+    return (event.last_token_ns - event.first_token_ns) / NANOSECONDS_PER_SECOND / (event.generation_tokens - 1)
 
 
 def e2e_seconds(event: RequestEvent) -> float:
     """End-to-end latency: arrival to last token."""
-    return seconds(event.last_token_ns - event.arrival_ns)
+    return (event.last_token_ns - event.arrival_ns) / NANOSECONDS_PER_SECOND
 
 
 def limit_ns(milliseconds: float) -> int:
@@ -73,5 +73,8 @@ def tier_of(tiers: Sequence[Tier], event: RequestEvent) -> str:
     """
     tpot = tpot_seconds(event)
     rate = 0.0 if tpot is None else math.inf if tpot <= 0.0 else 1.0 / tpot
-    reached = [tier for tier in tiers if rate >= tier.min_tokens_per_second_per_user]
-    return max(reached, key=lambda tier: tier.min_tokens_per_second_per_user).name if reached else ""
+    name, highest = "", -math.inf
+    for tier in tiers:
+        if highest < tier.min_tokens_per_second_per_user <= rate:
+            name, highest = tier.name, tier.min_tokens_per_second_per_user
+    return name

@@ -16,6 +16,7 @@ from jouled.core.attribution.in_flight import ABANDON_NS, FLAG, Decode, InFlight
 from jouled.core.attribution.learning import Learning
 from jouled.core.attribution.load import Load, Row, Work
 from jouled.core.attribution.lost import LostWork
+from jouled.core.attribution.pending import Pending, Told, order_of
 from jouled.core.attribution.priors import Betas, betas
 from jouled.core.attribution.request import DECODE, DONE, ZERO, Integrals, Parts, Prefix, Request
 from jouled.core.attribution.roles import served
@@ -68,8 +69,7 @@ class EngineBook:
         self.lost = LostWork(engine.counter_semantics)
         self._starts = ServiceStart()
         self._load = Load()
-        self._pending: dict[int, list[RequestEvent]] = {}
-        self._moved: set[tuple[str, int]] = set()
+        self._pending = Pending()
         self.in_flight = InFlight()
         self.open: dict[Request, Request] = {}
         self.next_cell: int | None = None
@@ -104,8 +104,9 @@ class EngineBook:
     def begin(self, cell: int) -> None:
         """The books of this engine begin with `cell`."""
         self.next_cell = self._first_cell = cell
-        for earlier in [key for key in self._pending if key < cell]:
-            self._pending.setdefault(cell, []).extend(self._pending.pop(earlier))
+        for earlier in self._pending.cells_before(cell):
+            for told in self._pending.take(earlier):
+                self._pending.add(cell, told)
         self.census.began(start_of(cell))
 
     @property
@@ -138,9 +139,9 @@ class EngineBook:
         cell = cell_of(part.earliest_ns)
         floor = self.next_cell
         if floor is None or cell >= floor:
-            self._pending.setdefault(cell, []).append(event)
+            self._pending.add(cell, Told(event, part))
             return ""
-        self._pending.setdefault(floor, []).append(event)
+        self._pending.add(floor, Told(event, part))
         if cell < self._first_cell:
             return "before_start"
         self.lost.told_late(event, start_of(floor))
@@ -179,7 +180,7 @@ class EngineBook:
     def skip(self, until_cell: int) -> list[Request]:
         """Pass over cells in which no energy was measured, however many; returns the requests that ended in them."""
         finals: list[Request] = []
-        while waiting := sorted(key for key in self._pending if key < until_cell):
+        while waiting := self._pending.cells_before(until_cell):
             for key in waiting:
                 self._place_all(key)
         if self.next_cell is not None:
@@ -206,31 +207,24 @@ class EngineBook:
         return [*self.open.values(), *begun]
 
     def _place_all(self, cell: int) -> None:
-        waiting = self._pending.pop(cell, None)
-        if waiting is None:
-            return
-        if len(waiting) > 1:
-            waiting.sort(key=order_of)
-        for event in waiting:
-            self._place(event, cell)
+        for told in self._pending.take(cell):
+            self._place(told, cell)
 
-    def _place(self, event: RequestEvent, cell: int) -> None:
-        part = served(event, self.engine.role)
+    def _place(self, told: Told, cell: int) -> None:
+        event, part, moved = told
         computed = event.prompt_tokens - part.cached
         start_ns = self._starts.start_ns(part.earliest_ns, event.first_token_ns, computed)
-        moved = (event.id, event.arrival_ns)
-        if cell_of(start_ns) > cell:
-            self._moved.add(moved)
-            self._pending.setdefault(cell_of(start_ns), []).append(event)
+        start_cell = cell_of(start_ns)
+        if start_cell > cell:
+            self._pending.add(start_cell, Told(event, part, moved=True))
             return
-        if self._moved and moved in self._moved:
-            self._moved.remove(moved)
-            start_ns = max(start_ns, start_of(cell))
+        if moved:
+            start_ns, start_cell = max(start_ns, start_of(cell)), cell
         self._starts.observe(start_ns, event.first_token_ns, computed)
-        edge_ns = start_of(cell) if cell_of(start_ns) < cell else start_ns
+        edge_ns = start_of(cell) if start_cell < cell else start_ns
         flags: tuple[str, ...] = ()
         if edge_ns - start_ns > SHORTEST_PREFILL_NS:
-            flags = ("before_start",) if cell_of(start_ns) < self._first_cell else ("truncated",)
+            flags = ("before_start",) if start_cell < self._first_cell else ("truncated",)
         work = Work(
             start_ns=start_ns,
             first_ns=max(event.first_token_ns, start_ns + 1),
@@ -274,10 +268,8 @@ class EngineBook:
         """When requests that are told of, and are there before a cell, decode."""
         for request in self.open:
             yield Decode(request.work.first_ns, request.work.last_ns, request.work.generated)
-        for key, events in self._pending.items():
-            for event in events if key < until_cell else ():
-                part = served(event, self.engine.role)
-                yield Decode(event.first_token_ns, part.last_ns, part.generated)
+        for event, part, _ in self._pending.before(until_cell):
+            yield Decode(event.first_token_ns, part.last_ns, part.generated)
 
     def _means(self, rows: Sequence[Row] = ()) -> "Means":
         """Of what closed lately; before anything did, of the range that is being swept."""
@@ -542,7 +534,7 @@ class EngineBook:
             request.flags = (*request.flags, "truncated")
             if self._retire(request):
                 yield request
-        for event in sorted((e for waiting in self._pending.values() for e in waiting), key=order_of):
+        for event in sorted((told.event for told in self._pending), key=order_of):
             yield _unmetered(event, "beyond_end")
         self._pending.clear()
         self.abandon_in_flight(None)
@@ -552,7 +544,7 @@ class EngineBook:
         self.in_flight.abandon(before_ns)
         orphans = {key for key in self._carried if key not in self.in_flight}
         if orphans and before_ns is not None:
-            orphans -= {event.id for events in self._pending.values() for event in events}
+            orphans -= {told.event.id for told in self._pending}
             orphans -= {request.event.id for request in self.open.values()}
         for key in orphans:
             parts = self._carried.pop(key)
@@ -563,9 +555,9 @@ class EngineBook:
         self._starts.forget_before(cell_of(before_ns))
         self.census.forget_before(before_ns)
         self.abandon_in_flight(before_ns - ABANDON_NS)
-        for key in [key for key in self._pending if start_of(key) < before_ns]:
-            for event in self._pending.pop(key):
-                yield _unmetered(event, "no_energy")
+        for key in self._pending.cells_before(cell_of(before_ns - 1) + 1):
+            for told in self._pending.take(key):
+                yield _unmetered(told.event, "no_energy")
 
     def inherit(self, former: "EngineBook") -> None:
         """Take over what another book has learned of the same engine."""
@@ -646,11 +638,6 @@ class Means(NamedTuple):
     prefill_seconds: float
     tpot_seconds: float
     context: float
-
-
-def order_of(event: RequestEvent) -> tuple[str, str, int]:
-    """The order in which requests are taken, whatever the order in which they came."""
-    return event.engine, event.id, event.arrival_ns
 
 
 def _counted_over(census: Census, name: str, begin: int, count: int) -> tuple[int, int, float] | None:

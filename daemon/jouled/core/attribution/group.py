@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from jouled.core.attribution.cells import cell_of, start_of
-from jouled.core.attribution.engine import Doubt, EngineBook, Split, order_of
+from jouled.core.attribution.engine import Doubt, EngineBook, Split
 from jouled.core.attribution.host import HostBook
 from jouled.core.attribution.idle import IdlePower
 from jouled.core.attribution.interpolation import Shape, edge_values
@@ -17,6 +17,7 @@ from jouled.core.attribution.lag import LONGEST_CELLS, Lag
 from jouled.core.attribution.learning import UPLIFT_PRIOR
 from jouled.core.attribution.load import Row
 from jouled.core.attribution.partitions import User, slice_shares, slices_of
+from jouled.core.attribution.pending import order_of
 from jouled.core.attribution.request import Request
 from jouled.core.ledger.counters import SILENCE_NS
 from jouled.core.ledger.meter import Meter

@@ -37,20 +37,29 @@ def sigma_joules(
     unmetered_joules: what it may have used while no meter told; as far as that goes nothing is known.
     """
     parts = request.parts
-    own = (parts.prefill_step + parts.decode_step, parts.prefill, parts.attention, parts.decode, parts.kv)
-    dynamic, total = sum(own), sum(shares[1:])
-    all_own, everything = dynamic + parts.resident, sum(shares)
-    doubled = 1.0 if architecture else 2.0
-    spread = 0.0
+    static, step, prefill, attention, decode, kv = shares
+    total = step + prefill + attention + decode + kv
+    own_step = parts.prefill_step + parts.decode_step
+    dynamic = own_step + parts.prefill + parts.attention + parts.decode + parts.kv
+    spread = resident = 0.0
     if total > 0.0:
-        channels = zip(CHANNEL_SPREAD, own, shares[1:], strict=True)
-        spread = 1e-6 * hypot(*[doubled * sd * (joule - dynamic * share / total) for sd, joule, share in channels])
-    mean_resident = all_own * shares[0] / everything if everything > 0.0 else 0.0
-    resident = 1e-6 * RESIDENT_SPREAD * (parts.resident - mean_resident)
+        mean = dynamic / total
+        sd_step, sd_prefill, sd_attention, sd_decode, sd_kv = CHANNEL_SPREAD
+        spread = (1e-6 if architecture else 2e-6) * hypot(
+            sd_step * (own_step - mean * step),
+            sd_prefill * (parts.prefill - mean * prefill),
+            sd_attention * (parts.attention - mean * attention),
+            sd_decode * (parts.decode - mean * decode),
+            sd_kv * (parts.kv - mean * kv),
+        )
+    if static + total > 0.0:
+        mean_resident = (dynamic + parts.resident) * static / (static + total)
+        resident = 1e-6 * RESIDENT_SPREAD * (parts.resident - mean_resident)
     coarse = request.work.computed > LONG_PROMPT_TOKENS or not steps_counted
     floor = (FLOOR_COARSE if coarse else FLOOR) * joules
     unreported = 0.0 if coverage is None else (1.0 - coverage) * joules
-    edges = hypot(EDGE_SECONDS, GAUGE_EDGE * gauge_seconds) * hypot(*request.edge_watts)
+    edge_seconds = hypot(EDGE_SECONDS, GAUGE_EDGE * gauge_seconds) if gauge_seconds else EDGE_SECONDS
+    edges = edge_seconds * hypot(*request.edge_watts)
     return hypot(edges, spread, resident, floor, unreported, unmetered_joules)
 
 
