@@ -212,8 +212,12 @@ def test_in_the_first_hour_cells_wait_for_who_may_be_in_flight_all_the_time():
     for at in range(0, 600, 5):
         book.sample(look(at, 1 if at >= 100 else 0))
     now = START + 600 * SECOND
+    assert book.given_up_ns(now) == now - 120 * SECOND, "nobody told of was there for long"
+    book.known(START + SECOND, START + 85 * SECOND, START + 85 * SECOND)
+    assert now - 380 * SECOND < book.given_up_ns(now) < now - 330 * SECOND, "four times as long as the longest told of"
+    book.known(START + SECOND, START + 85 * SECOND, START + 299 * SECOND)
     assert book.given_up_ns(now) == START + 95 * SECOND, "nobody was untold then; since then somebody always was"
-    assert book.given_up_ns(now, starts_told=True) == now - 120 * SECOND
+    assert book.given_up_ns(now, starts_told=True) > START + 200 * SECOND
     for at in range(600, 1300, 5):
         book.sample(look(at, 1))
     assert book.given_up_ns(START + 1300 * SECOND) == START + 400 * SECOND, "fifteen minutes at the most"

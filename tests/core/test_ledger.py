@@ -140,7 +140,19 @@ def test_a_gauge_beside_a_counter_is_refused_and_stands_in_once_the_counter_is_s
     assert meter.measured_uj == 400_000_000 + 4 * 300_000_000
     for t in range(35, 38):
         assert not meter.energy(EnergyReading("gpu0", START + t * SECOND, t * 100_000_000))
-    assert meter.measured_uj == 400_000_000 + 4 * 300_000_000 + 2 * 100_000_000
+    assert meter.measured_uj == 37 * 100_000_000, "as the counter tells when it is back"
+    assert meter.take_late() == (31 * 100_000_000 - 4 * 300_000_000)
+
+
+def test_a_gauge_beside_a_counter_that_is_read_rarely_adds_nothing():
+    """Every 20 s it is no silence, and even after one what the gauge told in between is not told twice."""
+    for every, seconds in ((20, 300), (60, 600)):
+        meter = Meter(gpu(0))
+        for t in range(seconds + 1):
+            if t % every == 0:
+                meter.energy(EnergyReading("gpu0", START + t * SECOND, t * 300_000_000))
+            meter.power(PowerReading("gpu0", START + t * SECOND, 300.0))
+        assert meter.measured_uj == seconds * 300_000_000, every
 
 
 def test_a_counter_takes_over_from_a_gauge():

@@ -12,7 +12,7 @@ from jouled.core.books import Books
 from jouled.core.pipeline import Pipeline
 from jouled.model.device import Device, DeviceKind
 from jouled.model.engine import Engine, EngineSample
-from jouled.model.readings import ClockStep, EnergyReading
+from jouled.model.readings import ClockStep, EnergyReading, PowerReading
 from jouled.model.requests import RequestEvent, RequestStart
 
 ENGINE = Engine(name="e", type="vllm", model="x-8B", devices=("gpu0",))
@@ -347,3 +347,75 @@ def test_a_prompt_computed_later_than_its_turn_is_not_taken_for_late_itself():
         told.append(request(f"r{i:02}", arrival, prefill=first - arrival, decode=1.0, prompt=prompt))
     receipts = run(Node(tuple(told), seconds=30.0).inputs()).receipts
     assert {receipt.validity for receipt in receipts.values()} == {"ok"}
+
+
+def test_no_expectation_of_any_power_divides_by_zero():
+    """A device without idle power, and a broken gauge that tells 0 W."""
+    device = change(gpu(0), idle_watts=0.0, uplift_watts=70.0)
+    told = (request("a", 2.0, decode=3.0), request("b", 9.0, decode=0.5))
+    node = Node(told, seconds=20.0)
+    broken = [PowerReading("gpu0", START + round(k * 0.1 * SECOND), 0.0) for k in range(200)]
+    for readings in (broken, node.readings()):
+        result = run([device, node.engine, *sorted([*readings, *told], key=when)])
+        assert not result.snapshot.degraded
+        assert result.receipts.keys() == {"a", "b"}
+
+
+def test_a_silence_of_several_devices_is_one_silence():
+    told = tuple(request(f"r{i:02}", 2.0 + i * 2, decode=1.5) for i in range(38))
+    sigmas = []
+    for gpus in (1, 4):
+        node = Node(told, seconds=90.0).with_gpus(gpus)
+        items = [i for i in node.inputs() if not (isinstance(i, EnergyReading) and 30 < (i.t_ns - START) / SECOND < 60)]
+        sigmas.append([receipt.sigma_joules for receipt in run(items).receipts.values()])
+    assert sigmas[1] == pytest.approx(sigmas[0], rel=0.1)
+
+
+def retried(second_id: str, first_seen: float) -> tuple[float, float]:
+    """Joules of a request that fails after half a minute, and of its retry, which starts while that is not told yet."""
+    first = change(request("a", 10.0, decode=29.0, generated=600), seen_ns=START + round(first_seen * SECOND))
+    retry = request(second_id, 40.5, decode=300.0, generated=6000)
+    node = Node((first, retry), seconds=400.0, samples=True)
+    begun = [
+        RequestStart(engine="e", id=told.id, arrival_ns=told.arrival_ns, seen_ns=told.arrival_ns + SECOND)
+        for told in (first, retry)
+    ]
+    timed = sorted(
+        [*node.readings(), *node.engine_samples(), first, retry, *begun],
+        key=lambda item: item.seen_ns if isinstance(item, RequestStart) else when(item),
+    )
+    receipts, pipeline = [], Pipeline(PARAMETERS_OF_RETRY)
+    for item in [*node.devices(), node.engine, *timed]:
+        assert not pipeline.feed(item)
+        if when(item):
+            receipts += pipeline.advance(when(item))
+    receipts += pipeline.finish()
+    by_arrival = {receipt.arrival_ns: receipt.joules for receipt in receipts}
+    return by_arrival[first.arrival_ns], by_arrival[retry.arrival_ns]
+
+
+PARAMETERS_OF_RETRY = change(PARAMETERS, horizon_min_seconds=60.0, horizon_max_seconds=60.0)
+
+
+def test_a_retry_under_the_same_id_is_a_request_of_its_own():
+    """Whenever its first try is told of, before or after the retry's start."""
+    distinct = retried("b", 41.0)
+    for first_seen in (41.0, 43.0):
+        assert retried("a", first_seen) == pytest.approx(distinct, rel=1e-6)
+
+
+def test_a_lag_is_no_gap_of_the_meter():
+    """Also where it ends: at the recording's last reading there is nothing later to correct by."""
+    dice, told, at = random.Random(5), [], 2.0
+    while at < 180.0:
+        told.append(request(f"r{len(told):03}", at, decode=dice.uniform(0.5, 3.0)))
+        at += dice.uniform(0.5, 4.0)
+    node = Node(tuple(told), seconds=190.0, base_watts=100.0, watts_per_request=300.0)
+    behind = [
+        change(item, t_ns=item.t_ns + 3 * SECOND // 10) if isinstance(item, EnergyReading) else item
+        for item in node.inputs()
+    ]
+    result = run(sorted(behind, key=when))
+    assert {receipt.validity for receipt in result.receipts.values()} == {"ok"}
+    group = next(iter(result.pipeline._groups.values()))
+    assert group._lag.corrected_ns == pytest.approx(300_000_000, abs=60_000_000)

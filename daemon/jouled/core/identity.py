@@ -4,15 +4,14 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import islice
 
+from jouled.core.attribution.by_request import SAME_ARRIVAL_NS
 from jouled.model.receipt import Receipt
 from jouled.model.requests import RequestEvent, RequestStart
-from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
+from jouled.model.units import nanoseconds
 
 TOKENS_MAX = 10_000_000
 DURATION_MAX_NS = nanoseconds(24 * 3600.0)
 FUTURE_MAX_NS = nanoseconds(60.0)
-SAME_ARRIVAL_NS = NANOSECONDS_PER_SECOND
-"""A gateway may retry under one id: the same id with another arrival is another request (attribution.md section 4)."""
 REMEMBER_NS = nanoseconds(1800.0)
 REMEMBER_MAX = 500_000
 REMEMBER_PER_ID = 400

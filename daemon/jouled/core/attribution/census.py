@@ -14,8 +14,9 @@ from jouled.model.engine import EngineSample
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 
 FIRST_HOUR_NS = nanoseconds(3600.0)
-FIRST_HOUR_MAX_NS = nanoseconds(900.0)
-"""How long cells wait in the first hour for somebody who may be in flight all the time (attribution.md section 4)."""
+FIRST_HOUR_FACTOR, FIRST_HOUR_MAX_NS = 4.0, nanoseconds(900.0)
+"""How long cells wait in the first hour for somebody who may be in flight all the time: so many times the quantile of
+those told of yet, of whom the long ones are still to come, and no longer than that (attribution.md section 4)."""
 SPAN_BUCKET_NS = nanoseconds(300.0)
 SPAN_QUANTILE = 0.999
 SPAN_FACTOR = 1.2
@@ -240,13 +241,14 @@ class Census:
     def given_up_ns(self, now_ns: int, *, starts_told: bool = False) -> int:
         """Up to here the horizon has passed; a time in which nobody listened does not count.
 
-        In the first hour nobody knows how long requests take. Where somebody untold of was there at every look since,
-        that may be one and the same, still in flight: then cells wait longer, unless starts are told as well.
+        In the first hour nobody knows yet how long requests take. Where somebody untold of was there at every look
+        since, that may be one and the same, still in flight: then cells wait longer, unless starts are told as well.
         """
         given_up_ns = now_ns - self.horizon_ns(now_ns)
         if self._in_first_hour(now_ns) and not starts_told:
+            longest_ns = min(round(FIRST_HOUR_FACTOR * self._spans.quantile_ns()), self._first_hour_max_ns)
             nobody_ns = self._nobody_untold_ns(now_ns - self._wait_ns)
-            given_up_ns = min(given_up_ns, max(nobody_ns, now_ns - self._first_hour_max_ns))
+            given_up_ns = min(given_up_ns, max(nobody_ns, now_ns - longest_ns))
         for begin_ns, end_ns in reversed(self._away):
             if given_up_ns < end_ns:
                 given_up_ns -= end_ns - begin_ns

@@ -8,17 +8,18 @@ energy over the channels and reads requests out as their last cell closes.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from jouled.core.attribution.by_request import ByRequest
 from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS, cell_of, start_of
 from jouled.core.attribution.census import Census
 from jouled.core.attribution.counters_only import CountedWork, Silence
 from jouled.core.attribution.decode import SPECULATES, Decoding
-from jouled.core.attribution.in_flight import ABANDON_NS, FLAG, Decode, InFlight
+from jouled.core.attribution.in_flight import ABANDON_NS, Decode, InFlight
 from jouled.core.attribution.learning import Learning
 from jouled.core.attribution.load import Load, Row, Work
 from jouled.core.attribution.lost import LostWork
 from jouled.core.attribution.pending import Pending, Told, order_of
 from jouled.core.attribution.priors import Betas, betas
-from jouled.core.attribution.request import DECODE, DONE, ZERO, Integrals, Parts, Prefix, Request
+from jouled.core.attribution.request import DECODE, DONE, IN_FLIGHT, ZERO, Integrals, Parts, Prefix, Request
 from jouled.core.attribution.roles import served
 from jouled.core.attribution.service_start import KEEP_CELLS, SHORTEST_PREFILL_NS, ServiceStart
 from jouled.core.attribution.sharing import SharedTime
@@ -86,7 +87,7 @@ class EngineBook:
         self._learns_ratios = parameters.learn_ratios
         self._spent = [0.0] * 6
         self._worked = [0.0] * 6
-        self._carried: dict[str, Parts] = {}
+        self._carried: ByRequest[Parts] = ByRequest()
         self._gaps: list[tuple[int, int]] = []
         self.unreported_uj = 0.0
         self.silence = Silence()
@@ -130,7 +131,7 @@ class EngineBook:
 
     def ended(self, event: RequestEvent) -> str:
         """Take a request that ended; returns `late` or `before_start` if part of its time is closed already."""
-        self.in_flight.ended(event.id)
+        self.in_flight.ended(event)
         self.silence.told()
         part = served(event, self.engine.role)
         seen_ns = event.seen_ns or event.last_token_ns
@@ -246,6 +247,8 @@ class EngineBook:
         `None` where no steps are counted: then they came evenly in time. An engine that fills up slows down, so an
         even rate would leave too many tokens to the open cells.
         """
+        if work.from_ns <= work.first_ns:
+            return 0.0
         per_step = self._clock.tokens_per_step
         until_ns = min(work.last_ns, self.census.last_look_ns)
         from_steps, until_steps = (self.census.counter_at("steps", t_ns) for t_ns in (work.from_ns, until_ns))
@@ -476,11 +479,13 @@ class EngineBook:
         self.open.pop(request, None)
         if self._gaps:
             self._mark_gaps(request)
-        key = request.event.id
-        if request.flags and FLAG in request.flags:
-            self._carried.setdefault(key, Parts()).add(request.parts)
+        event = request.event
+        carried = self._carried.take(event.id, event.arrival_ns)
+        if request.flags and IN_FLIGHT in request.flags:
+            if carried is not None:
+                request.parts.add(carried)
+            self._carried.put(event.id, event.arrival_ns, request.parts)
             return False
-        carried = self._carried.pop(key, None) if self._carried else None
         if carried is not None:
             request.parts.add(carried)
             request.unmetered_ns -= request.work.begin_ns - request.work.start_ns
@@ -488,7 +493,7 @@ class EngineBook:
 
     def unmetered(self, begin_cell: int, end_cell: int) -> None:
         """Of these cells, which are being closed, at least one of the engine's meters tells nothing."""
-        if self._gaps and self._gaps[-1][1] == begin_cell:
+        if self._gaps and self._gaps[-1][1] >= begin_cell:
             begin_cell = self._gaps.pop()[0]
         self._gaps.append((begin_cell, end_cell))
         del self._gaps[:-GAPS_MAX]
@@ -512,7 +517,7 @@ class EngineBook:
         total = (
             self.unreported_uj
             + self.counted.open_uj
-            + sum(parts.resident + parts.prefill_total + parts.decode_total for parts in self._carried.values())
+            + sum(parts.resident + parts.prefill_total + parts.decode_total for _, _, parts in self._carried)
         )
         for request in self.open.values():
             request.fold(self._prefix)
@@ -542,13 +547,17 @@ class EngineBook:
     def abandon_in_flight(self, before_ns: int | None) -> None:
         """Requests that began (before a time) and never ended: what they were given is unreported."""
         self.in_flight.abandon(before_ns)
-        orphans = {key for key in self._carried if key not in self.in_flight}
-        if orphans and before_ns is not None:
-            orphans -= {told.event.id for told in self._pending}
-            orphans -= {request.event.id for request in self.open.values()}
-        for key in orphans:
-            parts = self._carried.pop(key)
-            self.unreported_uj += parts.resident + parts.prefill_total + parts.decode_total
+        orphans = [(key, arrival_ns) for key, arrival_ns, _ in self._carried if not self.in_flight.has(key, arrival_ns)]
+        if not orphans:
+            return
+        living: ByRequest[bool] = ByRequest()
+        if before_ns is not None:
+            for event in (*(told.event for told in self._pending), *(request.event for request in self.open)):
+                living.put(event.id, event.arrival_ns, True)
+        for key, arrival_ns in orphans:
+            parts = None if living.get(key, arrival_ns) else self._carried.take(key, arrival_ns)
+            if parts is not None:
+                self.unreported_uj += parts.resident + parts.prefill_total + parts.decode_total
 
     def give_up(self, before_ns: int) -> Iterator[Request]:
         """Requests that ended before a time and whose devices have never been read: they own nothing."""

@@ -12,7 +12,7 @@ from jouled.core.attribution.cells import cell_of, start_of
 from jouled.core.attribution.engine import Doubt, EngineBook, Split
 from jouled.core.attribution.host import HostBook
 from jouled.core.attribution.idle import IdlePower
-from jouled.core.attribution.interpolation import Shape, edge_values
+from jouled.core.attribution.interpolation import Lags, Shape, edge_values
 from jouled.core.attribution.lag import LONGEST_CELLS, Lag
 from jouled.core.attribution.learning import UPLIFT_PRIOR
 from jouled.core.attribution.load import Row
@@ -87,6 +87,7 @@ class DeviceGroup:
         self._anchor: int | None = None
         self._next = 0
         self._lag = Lag()
+        self._lag_taken_ns = 0
         self.partitions = dict(partitions or {})
         self._slices = [slices_of(book.engine, self.partitions) for book in self.engines]
         self._users = {
@@ -251,7 +252,7 @@ class DeviceGroup:
         self._observe_idle(rows, as_read)
         idle_per_cell = {name: idle.per_cell_uj() for name, idle in self._idle.items()}
         self._learn(rows, as_read, idle_per_cell)
-        self._mark_gaps(begin, as_read)
+        self._tell_gaps(begin, until)
         for offset, energy in enumerate(energies):
             cell_rows = [engine_rows[offset] for engine_rows in rows]
             self._close_cell(begin + offset, cell_rows, energy, idle_per_cell, bookings, finals)
@@ -320,7 +321,8 @@ class DeviceGroup:
         learned: energies that follow what is expected would confirm it.
         """
         last_ns = max((meter.curve.last_ns for meter in self.meters if meter.curve), default=0)
-        lag_ns = 0 if start_of(until) >= last_ns else self._lag.corrected_ns
+        lags = Lags(self._lag_taken_ns, 0 if start_of(until) >= last_ns else self._lag.corrected_ns)
+        self._lag_taken_ns = lags.end_ns
         ranges_uj = {
             m.device.name: m.curve.value_at(start_of(until)) - self._closed_uj[m.device.name] for m in self.meters
         }
@@ -332,8 +334,8 @@ class DeviceGroup:
             if users not in shapes:
                 busy = [any(rows[i][cell].busy >= 1.0 for i in users) for cell in range(until - begin)]
                 shapes[users] = Shape(begin, self._expected_power(self._users[name], rows, ranges_uj), busy)
-            edges = edge_values(meter.curve, shapes[users], closed_uj, lag_ns, APART_NS)
-            every = edge_values(meter.curve, shapes[users], closed_uj, lag_ns)
+            edges = edge_values(meter.curve, shapes[users], closed_uj, lags, APART_NS)
+            every = edge_values(meter.curve, shapes[users], closed_uj, lags)
             self._closed_uj[name] = edges[-1]
             by_device[name] = [after - before for before, after in pairwise((closed_uj, *edges))]
             as_read[name] = [after - before for before, after in pairwise((closed_uj, *every))]
@@ -357,12 +359,12 @@ class DeviceGroup:
         least = max(range_uj, 1) / count / 1000
         return [max(s + scale * w, least) for s, w in zip(static, work, strict=True)]
 
-    def _mark_gaps(self, begin: int, energies: list[dict[str, int]]) -> None:
-        """Tell the engines of a device where it told nothing."""
-        for cell, energy in enumerate(energies, start=begin):
-            for device, microjoules in energy.items():
-                if not microjoules:
-                    for index in self._users[device]:
+    def _tell_gaps(self, begin: int, until: int) -> None:
+        """Tell the engines where a device of theirs told nothing, by its meter's own time."""
+        for cell in range(begin, until):
+            for meter in self.meters:
+                if meter.curve.value_at(start_of(cell)) == meter.curve.value_at(start_of(cell + 1)):
+                    for index in self._users[meter.device.name]:
                         self.engines[index].unmetered(cell, cell + 1)
 
     def _energies_as_read(self, begin: int, until: int) -> list[int]:

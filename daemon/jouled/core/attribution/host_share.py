@@ -6,9 +6,10 @@ Channels 0 and 1 both run at one per resident, so within a cell they split alike
 from collections import deque
 from collections.abc import Iterable
 
+from jouled.core.attribution.by_request import ByRequest
 from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS, start_of
 from jouled.core.attribution.load import Row
-from jouled.core.attribution.request import Request
+from jouled.core.attribution.request import IN_FLIGHT, Request
 from jouled.model.units import NANOSECONDS_PER_SECOND
 
 ABANDON_CELLS = 3600 * NANOSECONDS_PER_SECOND // CELL_NS
@@ -30,7 +31,7 @@ class HostShare:
         self._price = 0.0
         self._open: dict[Request, float] = {}
         self._ended: dict[Request, float] = {}
-        self._carried: dict[str, tuple[float, int]] = {}
+        self._carried: ByRequest[tuple[float, int]] = ByRequest()
 
     def grant(self, cell: int, static_uj: int, dynamic_uj: int) -> None:
         """This engine's part of the next cell, until its row says who was there."""
@@ -92,9 +93,10 @@ class HostShare:
 
     def _end(self, request: Request, share: float, cell: int) -> None:
         """A request has ended; one that only stood in for a request in flight is carried over."""
-        before, _ = self._carried.pop(request.event.id, (0.0, 0))
-        if "in_flight" in request.flags:
-            self._carried[request.event.id] = (before + share, cell)
+        event = request.event
+        before, _ = self._carried.take(event.id, event.arrival_ns) or (0.0, 0)
+        if IN_FLIGHT in request.flags:
+            self._carried.put(event.id, event.arrival_ns, (before + share, cell))
         else:
             self._ended[request] = before + share
 
@@ -111,12 +113,13 @@ class HostShare:
 
     def _settle(self, cell: int) -> int:
         """What is held and nobody can claim any more: lost work, and what floors left over."""
-        for key in [key for key, (_, last) in self._carried.items() if last < cell - ABANDON_CELLS]:
-            del self._carried[key]
+        for key, arrival_ns, (_, last) in self._carried:
+            if last < cell - ABANDON_CELLS:
+                self._carried.take(key, arrival_ns)
         for request in self._open:
             self._open[request] += self._price
         self._price = 0.0
-        carried = sum(share for share, _ in self._carried.values())
+        carried = sum(share for _, _, (share, _) in self._carried)
         owed_uj = int(sum(self._open.values()) + sum(self._ended.values()) + carried) + 1
         remainder_uj = max(self.held_uj - owed_uj, 0) if owed_uj > 1 else self.held_uj
         self.held_uj -= remainder_uj

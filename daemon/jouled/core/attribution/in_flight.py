@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from jouled.core.attribution.by_request import ByRequest
 from jouled.core.attribution.census import SKEW_NS, Census
 from jouled.core.attribution.load import Work
-from jouled.core.attribution.request import Request
+from jouled.core.attribution.request import IN_FLIGHT, Request
 from jouled.model.requests import RequestEvent, RequestStart
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 
@@ -19,7 +20,6 @@ COUNTED_TOKENS_MIN = 20
 PACE_REACH = 2.0
 """By how much faster or slower than everybody's those in flight may be told to decode: what else is missing or too much
 is not theirs."""
-FLAG = "in_flight"
 
 
 class Decode(NamedTuple):
@@ -39,30 +39,32 @@ class Decode(NamedTuple):
 
 
 class InFlight:
-    """Starts by id, until an event tells of the end."""
+    """Starts of requests, until an event tells of the end."""
 
     def __init__(self) -> None:
-        self._starts: dict[str, RequestStart] = {}
+        self._starts: ByRequest[RequestStart] = ByRequest()
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __contains__(self, request_id: object) -> bool:
-        return request_id in self._starts
+    def has(self, request_id: str, arrival_ns: int) -> bool:
+        """Whether a request is in flight as far as is known."""
+        return self._starts.get(request_id, arrival_ns) is not None
 
     def begun(self, start: RequestStart) -> None:
         """A request is known to be in flight."""
-        self._starts.setdefault(start.id, start)
+        if not self.has(start.id, start.arrival_ns):
+            self._starts.put(start.id, start.arrival_ns, start)
 
-    def ended(self, request_id: str) -> None:
+    def ended(self, event: RequestEvent) -> None:
         """An event told of a request's end."""
-        self._starts.pop(request_id, None)
+        self._starts.take(event.id, event.arrival_ns)
 
     def abandon(self, before_ns: int | None) -> None:
         """Those that began before a time (`None`: all) never end."""
-        for key, start in list(self._starts.items()):
-            if before_ns is None or start.arrival_ns < before_ns:
-                del self._starts[key]
+        for request_id, arrival_ns, _ in self._starts:
+            if before_ns is None or arrival_ns < before_ns:
+                self._starts.take(request_id, arrival_ns)
 
     def stand_ins(
         self,
@@ -78,10 +80,10 @@ class InFlight:
         move with every step. Means of what events told know nothing of an engine all of whose requests are in flight.
         """
         tpot_seconds = means.tpot_seconds
-        starts = sorted(self._plausible(census, begin_ns, end_ns), key=lambda start: start.id)
+        starts = sorted(self._plausible(census, begin_ns, end_ns), key=lambda start: (start.id, start.arrival_ns))
         if starts and told is not None:
-            first_ns = [start.arrival_ns + nanoseconds(means.prefill_seconds) for start in starts]
-            counted = _counted_tpot_seconds(census, begin_ns, end_ns, first_ns, told)
+            first_tokens_ns = [start.arrival_ns + nanoseconds(means.prefill_seconds) for start in starts]
+            counted = _counted_tpot_seconds(census, begin_ns, end_ns, first_tokens_ns, told)
             tpot_seconds = tpot_seconds if counted is None else counted
         return [_stand_in(start, begin_ns, end_ns, means, tpot_seconds) for start in starts]
 
@@ -90,7 +92,7 @@ class InFlight:
 
         The end of a request that a client gave up may never be told; without the gauge it would go on for an hour.
         """
-        begun = [start for start in self._starts.values() if start.arrival_ns < end_ns]
+        begun = [start for _, _, start in self._starts if start.arrival_ns < end_ns]
         untold = [(look.t_ns, look.untold) for look in census.between(begin_ns, end_ns) if look.untold is not None]
         if not untold:
             return begun
@@ -121,11 +123,11 @@ def _stand_in(start: RequestStart, begin_ns: int, end_ns: int, means: "Means", t
         prompt_tokens=work.prompt,
         generation_tokens=work.generated,
     )
-    return Request(event, work, (FLAG,))
+    return Request(event, work, (IN_FLIGHT,))
 
 
 def _counted_tpot_seconds(
-    census: Census, begin_ns: int, end_ns: int, first_ns: Sequence[int], told: Iterable[Decode]
+    census: Census, begin_ns: int, end_ns: int, first_tokens_ns: Sequence[int], told: Iterable[Decode]
 ) -> float | None:
     """Time per output token of those in flight (each from its first token on), as the page's counter has it."""
     looks = [look for look in census.around(begin_ns, end_ns) if look.generation is not None]
@@ -141,7 +143,7 @@ def _counted_tpot_seconds(
         return None
     everybodys_ns = running_ns / counted
     left = counted - sum(decode.tokens_within(from_ns, until_ns) for decode in told)
-    in_flight_ns = sum(max(until_ns - max(first, from_ns), 0) for first in first_ns)
+    in_flight_ns = sum(max(until_ns - max(first_ns, from_ns), 0) for first_ns in first_tokens_ns)
     own_ns = in_flight_ns / left if left > 0.0 else PACE_REACH * everybodys_ns
     paced_ns = min(max(own_ns, everybodys_ns / PACE_REACH), everybodys_ns * PACE_REACH)
     return paced_ns / NANOSECONDS_PER_SECOND

@@ -6,6 +6,7 @@ better where in between it was used; how much was used is the meter's to tell (d
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 from jouled.core.attribution.cells import CELL_NS, start_of
 from jouled.core.ledger.curve import EnergyCurve
@@ -41,15 +42,27 @@ class Shape:
         return all(self._busy[max(index - 1, 0) : index + 2])
 
 
-def edge_values(curve: EnergyCurve, shape: Shape, begin_uj: int, lag_ns: int, apart_ns: int = 0) -> list[int]:
+class Lags(NamedTuple):
+    """By how much a meter runs behind at a range's begin and at its end, nanoseconds; evenly changing in between."""
+
+    begin_ns: int = 0
+    end_ns: int = 0
+
+
+def edge_values(curve: EnergyCurve, shape: Shape, begin_uj: int, lags: Lags, apart_ns: int = 0) -> list[int]:
     """Cumulative microjoules at every cell edge of the range but its first, at which the value is `begin_uj`.
 
-    What the curve shows at a moment plus `lag_ns` had been used by that moment. The last edge is linear: beyond it
+    What the curve shows at a moment plus the lag had been used by that moment. The last edge is linear: beyond it
     nothing is expected yet. apart_ns: of readings amid busy time, only such as are so far apart count.
     """
     begin_ns, end_ns = start_of(shape.begin), start_of(shape.end)
-    last_uj = max(curve.value_at(end_ns + lag_ns), begin_uj)
-    inside = [(t_ns - lag_ns, uj) for t_ns, uj in curve.between(begin_ns + lag_ns, end_ns + lag_ns)]
+    from_meter_ns, until_meter_ns = begin_ns + lags.begin_ns, end_ns + lags.end_ns
+    last_uj = max(curve.value_at(until_meter_ns), begin_uj)
+    span_ns, meter_span_ns = end_ns - begin_ns, until_meter_ns - from_meter_ns
+    inside = [
+        (begin_ns + (t_ns - from_meter_ns) * span_ns // meter_span_ns, uj)
+        for t_ns, uj in curve.between(from_meter_ns, until_meter_ns)
+    ]
     if apart_ns:
         inside = _apart(inside, shape, apart_ns)
     values: list[int] = []
@@ -60,13 +73,18 @@ def edge_values(curve: EnergyCurve, shape: Shape, begin_uj: int, lag_ns: int, ap
         if edge_ns <= to_ns:
             low, high = shape.until(from_ns), shape.until(to_ns)
             while edge_ns < to_ns:
-                part = (shape.until(edge_ns) - low) / (high - low)
+                part = _share(shape.until(edge_ns) - low, high - low, edge_ns - from_ns, to_ns - from_ns)
                 values.append(from_uj + int((to_uj - from_uj) * min(part, 1.0)))
                 edge_ns += CELL_NS
             if edge_ns == to_ns:
                 values.append(to_uj)
         from_ns, from_uj = to_ns, to_uj
     return values
+
+
+def _share(expected: float, of_expected: float, span_ns: int, of_span_ns: int) -> float:
+    """A share by what is expected; by time where so little is that running sums do not show it."""
+    return expected / of_expected if of_expected > 0.0 else span_ns / of_span_ns
 
 
 def _apart(knots: Sequence[Knot], shape: Shape, apart_ns: int) -> list[Knot]:

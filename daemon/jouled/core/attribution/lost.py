@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from jouled.core.attribution.cells import CELL_SECONDS, cell_of, start_of
 from jouled.core.attribution.census import Census
 from jouled.core.attribution.load import Lost, Row
-from jouled.core.attribution.request import Request
+from jouled.core.attribution.request import IN_FLIGHT, Request
 from jouled.model.engine import CounterSemantics
 from jouled.model.requests import RequestEvent
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
@@ -63,7 +63,7 @@ class LostWork:
     def expect(self, row: Row, request: Request, which: int) -> None:
         """Book what a request adds to the engine's counters at this mark, into the row of its cell."""
         event, semantics = request.event, self._semantics
-        if "in_flight" in request.flags:
+        if request.flags and IN_FLIGHT in request.flags:
             return
         if which == 1 and request.work.first_ns >= request.work.from_ns:
             if semantics.generation_at == "step":

@@ -6,6 +6,8 @@ from jouled.core.attribution.load import Work
 from jouled.model.requests import RequestEvent
 
 PREFILL, DECODE, DONE = 0, 1, 2
+IN_FLIGHT = "in_flight"
+"""Flag of a request that stands in for one whose end is not told yet."""
 
 
 class Prefix(NamedTuple):

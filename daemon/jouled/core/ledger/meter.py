@@ -8,6 +8,8 @@ from jouled.model.device import Device, Quality
 from jouled.model.readings import EnergyReading, PowerReading
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 
+INTERVALS_MIN = 2
+"""So many tell nothing of how often a source is read."""
 POWER_WINDOW_NS = NANOSECONDS_PER_SECOND
 PEAK_SECONDS = 60
 SILENCE_MAX_NS = nanoseconds(900.0)
@@ -36,6 +38,7 @@ class Meter:
         self.covered_ns = 0
         self.gap_ns: Counter[str] = Counter()
         self._track: CounterTrack | GaugeTrack | None = None
+        self._aside: tuple[CounterTrack, int] | None = None
         self.downtime_uj = 0
         self._downtime_taken_uj = 0
         self._late_uj = 0
@@ -56,7 +59,7 @@ class Meter:
         self.left_ns = self.left_ns if self.last_seen_ns is None else self.last_seen_ns
         self.last_seen_ns = None
         self.is_new = True
-        self._track = None
+        self._track = self._aside = None
         self._frozen = False
         self._power_mark = self._watts = None
 
@@ -67,23 +70,45 @@ class Meter:
 
     def energy(self, reading: EnergyReading) -> str:
         """Take a counter reading; returns why it was rejected, or an empty string."""
-        if not isinstance(self._track, CounterTrack):
-            self._track = CounterTrack(self.device)
-        return self._take(reading.t_ns, *self._track.step(reading.t_ns, reading.microjoules))
+        if isinstance(self._track, CounterTrack):
+            return self._take(reading.t_ns, *self._track.step(reading.t_ns, reading.microjoules))
+        counter, told_uj = self._aside or (CounterTrack(self.device), self.measured_uj)
+        self._follow(counter)
+        step, delta_uj = counter.step(reading.t_ns, reading.microjoules)
+        reason = self._take(reading.t_ns, step, 0)
+        if not reason:
+            # What a gauge told in its place is not told twice; of the rest nobody knows when it was used.
+            late_uj = max(delta_uj - (self.measured_uj - told_uj), 0)
+            self.measured_uj += late_uj
+            self._late_uj += late_uj
+        return reason
 
     def power(self, reading: PowerReading) -> str:
         """Take a gauge reading; returns why it was rejected, or an empty string.
 
         Beside a counter that is alive a gauge says nothing more: the counter is the meter.
         """
-        if isinstance(self._track, CounterTrack):
-            if self.last_seen_ns is not None and reading.t_ns - self.last_seen_ns <= SILENCE_NS:
-                self.rejected["beside_counter"] += 1
-                return "beside_counter"
-            self._track = None
+        if isinstance(self._track, CounterTrack) and not self._is_gone(reading.t_ns):
+            self.rejected["beside_counter"] += 1
+            return "beside_counter"
         if not isinstance(self._track, GaugeTrack):
-            self._track = GaugeTrack(self.device)
+            counter, gauge = self._track, GaugeTrack(self.device)
+            self._follow(gauge)
+            self._aside = None if counter is None else (counter, self.measured_uj)
+            return self._take(reading.t_ns, *gauge.step(reading.t_ns, reading.watts))
         return self._take(reading.t_ns, *self._track.step(reading.t_ns, reading.watts))
+
+    def _is_gone(self, t_ns: int) -> bool:
+        """Whether the counter has ended: silent for longer than at its pace, as far as that is known."""
+        knows_pace = len(self._intervals_ns) > INTERVALS_MIN
+        silent_ns = t_ns - (self.last_seen_ns or t_ns)
+        return silent_ns > SILENCE_MAX_NS or (knows_pace and self.silent(t_ns))
+
+    def _follow(self, track: CounterTrack | GaugeTrack) -> None:
+        """From now on another kind of reading counts; how often the former one came says nothing of it."""
+        self._track = track
+        self._aside = None
+        self._intervals_ns.clear()
 
     def _take(self, t_ns: int, step: Step, delta_uj: int) -> str:
         if step in (Step.IMPLAUSIBLE, Step.OUT_OF_ORDER):
@@ -137,7 +162,9 @@ class Meter:
     def _silence_ns(self) -> int:
         """A longer silence is a gap: 15 s, or three usual intervals of a source read less often, 15 min at most."""
         usual_ns = (
-            sorted(self._intervals_ns)[len(self._intervals_ns) // 2] if len(self._intervals_ns) > 2 else SILENCE_NS
+            sorted(self._intervals_ns)[len(self._intervals_ns) // 2]
+            if len(self._intervals_ns) > INTERVALS_MIN
+            else SILENCE_NS
         )
         return max(SILENCE_NS, min(3 * usual_ns, SILENCE_MAX_NS))
 

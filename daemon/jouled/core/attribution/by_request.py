@@ -1,0 +1,51 @@
+"""Things kept by request: the same id and an arrival within a second (attribution.md section 4).
+
+Gateways retry under one id, and who tells of a start may stamp it a little otherwise than who tells of the end.
+"""
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+from jouled.model.units import NANOSECONDS_PER_SECOND
+
+SAME_ARRIVAL_NS = NANOSECONDS_PER_SECOND
+
+Thing = TypeVar("Thing")
+
+
+class ByRequest(Generic[Thing]):
+    """One thing for each request."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, list[tuple[int, Thing]]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_id.values()))
+
+    def __iter__(self) -> Iterator[tuple[str, int, Thing]]:
+        """Id, arrival and thing of each; what is taken meanwhile changes nothing."""
+        return iter([(key, arrival_ns, thing) for key, kept in self._by_id.items() for arrival_ns, thing in kept])
+
+    def get(self, request_id: str, arrival_ns: int) -> Thing | None:
+        """What is kept for a request; `None` if nothing is."""
+        for known_ns, thing in self._by_id.get(request_id, ()):
+            if abs(known_ns - arrival_ns) <= SAME_ARRIVAL_NS:
+                return thing
+        return None
+
+    def put(self, request_id: str, arrival_ns: int, thing: Thing) -> None:
+        """Keep something for a request that has nothing yet."""
+        self._by_id.setdefault(request_id, []).append((arrival_ns, thing))
+
+    def take(self, request_id: str, arrival_ns: int) -> Thing | None:
+        """What is kept for a request, for the last time."""
+        kept = self._by_id.get(request_id)
+        if kept is None:
+            return None
+        for index, (known_ns, thing) in enumerate(kept):
+            if abs(known_ns - arrival_ns) <= SAME_ARRIVAL_NS:
+                del kept[index]
+                if not kept:
+                    del self._by_id[request_id]
+                return thing
+        return None
