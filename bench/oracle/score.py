@@ -86,8 +86,8 @@ def _parts(scored: Sequence[tuple[Receipt, Served]], gain: float) -> Measures:
 
 def _confidence(scored: Sequence[tuple[Receipt, Served]], gain: float) -> Measures:
     total = [(r.joules - t.joules * gain, r.sigma_joules) for r, t in scored]
-    prefill = [(r.joules_prefill - t.prefill * gain, r.sigma_split_joules) for r, t in scored]
-    decode = [(r.joules_decode - t.decode * gain, r.sigma_split_joules) for r, t in scored]
+    prefill = [(r.joules_prefill - t.prefill * gain, r.sigma_prefill_joules) for r, t in scored]
+    decode = [(r.joules_decode - t.decode * gain, r.sigma_decode_joules) for r, t in scored]
     return {
         **_coverage("", total),
         **_coverage("_prefill", prefill),

@@ -81,7 +81,15 @@ def node(requests: tuple[RequestEvent, ...], **changes: object) -> Node:
 def finals(result: Result) -> dict[str, tuple[float | None, ...]]:
     """All that a final receipt says of energy."""
     return {
-        name: (r.joules, r.joules_prefill, r.joules_decode, r.joules_resident, r.sigma_joules, r.sigma_split_joules)
+        name: (
+            r.joules,
+            r.joules_prefill,
+            r.joules_decode,
+            r.joules_resident,
+            r.sigma_joules,
+            r.sigma_prefill_joules,
+            r.sigma_decode_joules,
+        )
         for name, r in result.receipts.items()
     }
 

@@ -61,7 +61,7 @@ def assert_sound(receipts: Iterable[Receipt]) -> None:
     for receipt in receipts:
         assert isfinite(receipt.joules)
         assert receipt.joules >= 0.0
-        for sigma in (receipt.sigma_joules, receipt.sigma_split_joules):
+        for sigma in (receipt.sigma_joules, receipt.sigma_prefill_joules, receipt.sigma_decode_joules):
             if sigma is None:
                 assert receipt.joules == 0.0 or receipt.validity != "ok"
                 continue

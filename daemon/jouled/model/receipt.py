@@ -12,8 +12,8 @@ class Receipt(Struct, frozen=True, gc=False):
     joules (of its compute devices) = joules_prefill + joules_decode + joules_resident, to the microjoule.
     joules_host, joules_residual, joules_facility_surplus: its shares beyond the compute devices, `None` where not
     known; cost and co2e_grams are of these and `joules`, at the facility's meter. sigma_joules: one standard deviation
-    of `joules` without the sensor's gain error, `None` where nothing is known to tell it from; sigma_split_joules: of
-    the border between prefill and decode.
+    of `joules` without the sensor's gain error, `None` where nothing is known to tell it from;
+    sigma_prefill_joules and sigma_decode_joules: of these parts, which are known less well than their sum.
     good: SLO name -> all its limits held. Times are Unix nanoseconds.
     validity: `ok`, or why not, words joined by `,`: truncated and before_start (its first part was closed without it),
     meter_gap (a meter told nothing for some of its time), no_energy and beyond_end (for all of it), interrupted,
@@ -43,7 +43,8 @@ class Receipt(Struct, frozen=True, gc=False):
     joules_residual: float | None = None
     joules_facility_surplus: float | None = None
     sigma_joules: float | None = None
-    sigma_split_joules: float | None = None
+    sigma_prefill_joules: float | None = None
+    sigma_decode_joules: float | None = None
     ttft_seconds: float | None = None
     tpot_seconds: float | None = None
     e2e_seconds: float | None = None

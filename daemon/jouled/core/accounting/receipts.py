@@ -8,7 +8,7 @@ from jouled.core.accounting.verdicts import e2e_seconds, is_good, tier_of, tpot_
 from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.group import Final
 from jouled.core.attribution.request import Prefix, Request
-from jouled.core.attribution.uncertainty import sigma_joules, sigma_split_joules
+from jouled.core.attribution.uncertainty import sigma_decode_joules, sigma_joules, sigma_prefill_joules
 from jouled.model.device import Quality
 from jouled.model.parameters import Parameters
 from jouled.model.receipt import Receipt
@@ -32,7 +32,7 @@ class Receipts:
         prefill, decode, resident = joules(final.prefill_uj), joules(final.decode_uj), joules(final.resident_uj)
         total = joules(components.compute_uj)
         unmetered_joules = _unmetered_joules(request, self._book, doubt.means) if request.unmetered_ns > 0 else 0.0
-        sigma = split = None
+        sigma = sigma_prefill = sigma_decode = None
         if unmetered_joules is not None:
             sigma = sigma_joules(
                 request,
@@ -44,7 +44,8 @@ class Receipts:
                 gauge_seconds=doubt.gauge_seconds,
                 unmetered_joules=unmetered_joules,
             )
-            split = sigma_split_joules(sigma, prefill, decode)
+            sigma_prefill = sigma_prefill_joules(sigma, prefill, decode, resident)
+            sigma_decode = sigma_decode_joules(sigma, decode, resident)
         flags = (*request.flags, *final.flags) if final.flags else request.flags
         if final.idle_source == "estimated":
             flags = (*flags, "idle_estimated")
@@ -57,7 +58,7 @@ class Receipts:
             self._quality,
             wall_offset_ns,
             flags=flags,
-            sigma=(sigma, split),
+            sigma=(sigma, sigma_prefill, sigma_decode),
             method=self._method(final.idle_source, host=components.host_uj is not None),
         )
 
@@ -91,7 +92,7 @@ def provisional_receipt(
         quality,
         wall_offset_ns,
         flags=["provisional"],
-        sigma=(None, None),
+        sigma=(None, None, None),
         method=method_of(book, parameters, "", None),
     )
 
@@ -106,12 +107,12 @@ def _receipt(
     wall_offset_ns: int,
     *,
     flags: Sequence[str],
-    sigma: tuple[float | None, float | None],
+    sigma: tuple[float | None, float | None, float | None],
     method: dict[str, str],
 ) -> Receipt:
     event, price = request.event, parameters.price
     total, prefill, decode, resident = amounts
-    sigma_total, sigma_split = sigma
+    sigma_total, sigma_prefill, sigma_decode = sigma
     _, host_uj, residual_uj, surplus_uj = components
     node = joules(components.node_uj)
     # In the order of the fields: by name, so many cost more than the whole sum of a request.
@@ -139,7 +140,8 @@ def _receipt(
         None if residual_uj is None else joules(residual_uj),
         None if surplus_uj is None else joules(surplus_uj),
         sigma_total,
-        sigma_split,
+        sigma_prefill,
+        sigma_decode,
         ttft_seconds(event),
         tpot_seconds(event),
         e2e_seconds(event),

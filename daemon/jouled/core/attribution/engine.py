@@ -32,6 +32,7 @@ from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 STEP_RATIO_WEIGHT = 0.2
 MEAN_DECAY = 0.999
 GAPS_MAX = 1000
+"""So many silences of meters are remembered, for requests that last through them."""
 LEARNED = (
     "silence",
     "census",
@@ -263,11 +264,11 @@ class EngineBook:
         if not len(self.in_flight):
             return
         begin_ns, end_ns = start_of(begin), start_of(until_cell)
-        told = self._told(until_cell) if self.engine.counter_semantics.generation_at == "step" else None
+        told = self._decodes(until_cell) if self.engine.counter_semantics.generation_at == "step" else None
         for request in self.in_flight.stand_ins(self.census, begin_ns, end_ns, self._means(), told):
             self._load.insert(request.work, request)
 
-    def _told(self, until_cell: int) -> Iterator[Decode]:
+    def _decodes(self, until_cell: int) -> Iterator[Decode]:
         """When requests that are told of, and are there before a cell, decode."""
         for request in self.open:
             yield Decode(request.work.first_ns, request.work.last_ns, request.work.generated)

@@ -17,8 +17,11 @@ FLOOR = 0.002
 FLOOR_COARSE = 0.012
 """Spreads and floors are calibrated on simulated engines (docs/attribution.md, uncertainty)."""
 LONG_PROMPT_TOKENS = 2000
-SPLIT_SPREAD = 0.35
-"""The border between prefill and decode is weakly identifiable; its band is this wide on the smaller side."""
+PREFILL_SPREAD, PREFILL_STATIC, PREFILL_REACH = 0.13, 0.13, 3.0
+DECODE_SPREAD, DECODE_STATIC = 0.1, 0.18
+"""Of a part's own joules, and of what it may have exchanged with the static power of its time: the borders between
+prefill, decode and what is resident are weakly identifiable. A prefill has at most so many times its share of the
+request's own error."""
 
 
 def sigma_joules(
@@ -63,6 +66,13 @@ def sigma_joules(
     return hypot(edges, spread, resident, floor, unreported, unmetered_joules)
 
 
-def sigma_split_joules(sigma: float, joules_prefill: float, joules_decode: float) -> float:
-    """Standard deviation of the prefill share (equally of the decode share)."""
-    return hypot(sigma, SPLIT_SPREAD * min(joules_prefill, joules_decode))
+def sigma_prefill_joules(sigma: float, prefill: float, decode: float, resident: float) -> float:
+    """Standard deviation of a request's prefill joules, from that of the request and its three parts."""
+    total = prefill + decode + resident
+    reach = min(PREFILL_REACH * prefill / total, 1.0) if total > 0.0 else 0.0
+    return hypot(reach * sigma, PREFILL_SPREAD * prefill, PREFILL_STATIC * min(prefill, resident))
+
+
+def sigma_decode_joules(sigma: float, decode: float, resident: float) -> float:
+    """Standard deviation of a request's decode joules, from that of the request, its decode and its resident part."""
+    return hypot(sigma, DECODE_SPREAD * decode, DECODE_STATIC * min(decode, resident))
