@@ -127,10 +127,10 @@ def of_trace(path: Path) -> Case:
 KEPT_SEEDS: dict[str, tuple[int, ...]] = {
     "tensor_parallel": (1,),
     "moe_architecture": (20,),
-    "moe_name": (17,),
+    "moe_name": (9, 17),
     "power_cap": (12, 18),
     "unreported": (17, 18),
-    "idle_unknown": (17,),
+    "idle_unknown": (17, 20),
     "stale_steady": (2,),
     "long_answers_starts": (3,),
     "long_answers": (20,),

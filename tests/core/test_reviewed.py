@@ -419,3 +419,15 @@ def test_a_lag_is_no_gap_of_the_meter():
     assert {receipt.validity for receipt in result.receipts.values()} == {"ok"}
     group = next(iter(result.pipeline._groups.values()))
     assert group._lag.corrected_ns == pytest.approx(300_000_000, abs=60_000_000)
+
+
+def test_steps_of_who_came_just_before_a_look_are_nobody_elses():
+    """In the same cell: the idle seconds before it had been called unreported work."""
+    told = tuple(request(f"r{i}", 10.02 + 20 * i, prefill=0.01, decode=3.0) for i in range(4))
+    node = Node(told, seconds=90.0)
+    looks = [node.sample_at(START + k * 5 * SECOND + SECOND // 16) for k in range(18)]
+    steps = [sum(max(0, min(x.t_ns, r.last_token_ns) - r.arrival_ns) * 100 // SECOND for r in told) for x in looks]
+    counted = [change(sample, steps=count) for sample, count in zip(looks, steps, strict=True)]
+    book = run([*node.devices(), node.engine, *sorted([*node.readings(), *counted, *told], key=when)]).book
+    assert book.unreported_uj == 0
+    assert book.idle_uj == pytest.approx(100e6 * (90.0 - 4 * 3.01), rel=0.01)

@@ -27,6 +27,8 @@ CARRY_LIMITS = 3.0
 """Tokens told in excess of the counter are remembered up to this multiple of the threshold."""
 LONGEST_INTERVAL_NS = nanoseconds(25.0)
 """Counters say too little of when tokens were made between looks further apart."""
+STEPS_OF_A_CELL = 50.0
+"""No engine makes more steps in a cell of 0.1 s."""
 COVERAGE_WEIGHT = 0.2
 MEAN_WEIGHT = 0.01
 
@@ -202,7 +204,10 @@ class LostWork:
         for piece in self._pieces(census, "steps", begin, rows):
             chosen = rows[piece.low : piece.high]
             between_looks = piece.low in looked and piece.high in looked
-            if not between_looks or piece.counted < 1.0 or any(row.active for row in chosen):
+            # Steps up to the look may be of somebody who came in its own cell, just before it.
+            others = piece.high == len(rows) or rows[piece.high].active
+            least = STEPS_OF_A_CELL if others else 1.0
+            if not between_looks or piece.counted < least or any(row.active for row in chosen):
                 continue
             for row in chosen:
                 row.lost = Lost(CELL_SECONDS, 0.0, 0.0, 0.0, 0.0)
