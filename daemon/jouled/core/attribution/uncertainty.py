@@ -15,6 +15,8 @@ RESIDENT_SPREAD = 0.3
 """Relative error of what is resident: the uplift of being busy is weakly identifiable, idle power often a guess."""
 FLOOR = 0.002
 FLOOR_COARSE = 0.012
+FLOOR_UNCOUNTED, UNCOUNTED_SPREAD = 0.012, 0.27
+"""Without a step counter nobody knows which tokens were made beside a prompt: the worse the more prompts cost."""
 """Spreads and floors are calibrated on simulated engines (docs/attribution.md, uncertainty)."""
 LONG_PROMPT_TOKENS = 2000
 PREFILL_SPREAD, PREFILL_STATIC, PREFILL_REACH = 0.13, 0.13, 3.0
@@ -58,8 +60,10 @@ def sigma_joules(
     if static + total > 0.0:
         mean_resident = (dynamic + parts.resident) * static / (static + total)
         resident = 1e-6 * RESIDENT_SPREAD * (parts.resident - mean_resident)
-    coarse = request.work.computed > LONG_PROMPT_TOKENS or not steps_counted
-    floor = (FLOOR_COARSE if coarse else FLOOR) * joules
+    floor = (FLOOR_COARSE if request.work.computed > LONG_PROMPT_TOKENS else FLOOR) * joules
+    if not steps_counted:
+        prompts = (prefill + attention) / total if total > 0.0 else 1.0
+        floor = (FLOOR_UNCOUNTED + UNCOUNTED_SPREAD * prompts) * joules
     unreported = 0.0 if coverage is None else (1.0 - coverage) * joules
     edge_seconds = hypot(EDGE_SECONDS, GAUGE_EDGE * gauge_seconds) if gauge_seconds else EDGE_SECONDS
     edges = edge_seconds * hypot(*request.edge_watts)
