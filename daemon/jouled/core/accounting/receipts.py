@@ -44,8 +44,9 @@ class Receipts:
                 gauge_seconds=doubt.gauge_seconds,
                 unmetered_joules=unmetered_joules,
             )
-            sigma_prefill = sigma_prefill_joules(sigma, prefill, decode, resident)
-            sigma_decode = sigma_decode_joules(sigma, decode, resident)
+            guessed = not doubt.architecture or final.idle_source == "estimated"
+            sigma_prefill = sigma_prefill_joules(sigma, prefill, decode, resident, guessed=guessed)
+            sigma_decode = sigma_decode_joules(sigma, decode, resident, guessed=guessed)
         flags = (*request.flags, *final.flags) if final.flags else request.flags
         if final.idle_source == "estimated":
             flags = (*flags, "idle_estimated")

@@ -21,9 +21,10 @@ FLOOR_UNCOUNTED, UNCOUNTED_SPREAD = 0.012, 0.27
 LONG_PROMPT_TOKENS = 2000
 PREFILL_SPREAD, PREFILL_STATIC, PREFILL_REACH = 0.13, 0.13, 3.0
 DECODE_SPREAD, DECODE_STATIC = 0.1, 0.18
+GUESSED = 2.0
 """Of a part's own joules, and of what it may have exchanged with the static power of its time: the borders between
 prefill, decode and what is resident are weakly identifiable. A prefill has at most so many times its share of the
-request's own error."""
+request's own error. `GUESSED`: where the architecture or idle power is a guess."""
 
 
 def sigma_joules(
@@ -70,13 +71,18 @@ def sigma_joules(
     return hypot(edges, spread, resident, floor, unreported, unmetered_joules)
 
 
-def sigma_prefill_joules(sigma: float, prefill: float, decode: float, resident: float) -> float:
-    """Standard deviation of a request's prefill joules, from that of the request and its three parts."""
+def sigma_prefill_joules(sigma: float, prefill: float, decode: float, resident: float, *, guessed: bool) -> float:
+    """Standard deviation of a request's prefill joules, from that of the request and its three parts.
+
+    guessed: the model's architecture or the device's idle power is a guess.
+    """
     total = prefill + decode + resident
     reach = min(PREFILL_REACH * prefill / total, 1.0) if total > 0.0 else 0.0
-    return hypot(reach * sigma, PREFILL_SPREAD * prefill, PREFILL_STATIC * min(prefill, resident))
+    own = hypot(PREFILL_SPREAD * prefill, PREFILL_STATIC * min(prefill, resident))
+    return hypot(reach * sigma, GUESSED * own if guessed else own)
 
 
-def sigma_decode_joules(sigma: float, decode: float, resident: float) -> float:
-    """Standard deviation of a request's decode joules, from that of the request, its decode and its resident part."""
-    return hypot(sigma, DECODE_SPREAD * decode, DECODE_STATIC * min(decode, resident))
+def sigma_decode_joules(sigma: float, decode: float, resident: float, *, guessed: bool) -> float:
+    """Standard deviation of a request's decode joules, as `sigma_prefill_joules`."""
+    own = hypot(DECODE_SPREAD * decode, DECODE_STATIC * min(decode, resident))
+    return hypot(sigma, GUESSED * own if guessed else own)
