@@ -362,13 +362,14 @@ def test_no_expectation_of_any_power_divides_by_zero():
 
 
 def test_a_silence_of_several_devices_is_one_silence():
-    told = tuple(request(f"r{i:02}", 2.0 + i * 2, decode=1.5) for i in range(38))
-    sigmas = []
+    told, sigmas = (request("long", 10.0, decode=70.0, generated=3000),), []
     for gpus in (1, 4):
-        node = Node(told, seconds=90.0).with_gpus(gpus)
-        items = [i for i in node.inputs() if not (isinstance(i, EnergyReading) and 30 < (i.t_ns - START) / SECOND < 60)]
-        sigmas.append([receipt.sigma_joules for receipt in run(items).receipts.values()])
-    assert sigmas[1] == pytest.approx(sigmas[0], rel=0.1)
+        node = Node(told, seconds=90.0, base_watts=100.0 * gpus, watts_per_request=80.0 * gpus).with_gpus(gpus)
+        items = [i for i in node.inputs() if not (isinstance(i, EnergyReading) and 30 < (i.t_ns - START) / SECOND < 50)]
+        (receipt,) = run(items).receipts.values()
+        assert receipt.validity == "meter_gap"
+        sigmas.append(receipt.sigma_joules / gpus)
+    assert sigmas[1] == pytest.approx(sigmas[0], rel=0.01)
 
 
 def retried(second_id: str, first_seen: float) -> tuple[float, float]:

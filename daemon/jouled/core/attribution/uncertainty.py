@@ -63,7 +63,7 @@ def sigma_joules(
         resident = 1e-6 * RESIDENT_SPREAD * (parts.resident - mean_resident)
     floor = (FLOOR_COARSE if request.work.computed > LONG_PROMPT_TOKENS else FLOOR) * joules
     if not steps_counted:
-        prompts = (prefill + attention) / total if total > 0.0 else 1.0
+        prompts = (prefill + attention) / total if total > 0.0 else 0.0
         floor = (FLOOR_UNCOUNTED + UNCOUNTED_SPREAD * prompts) * joules
     unreported = 0.0 if coverage is None else (1.0 - coverage) * joules
     edge_seconds = hypot(EDGE_SECONDS, GAUGE_EDGE * gauge_seconds) if gauge_seconds else EDGE_SECONDS
