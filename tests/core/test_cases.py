@@ -71,11 +71,11 @@ def total_of(result: Result) -> float:
     return sum(receipt.joules for receipt in result.receipts.values())
 
 
-@pytest.mark.parametrize(("learns", "most"), [(False, 1e-9), (True, 0.015)])
+@pytest.mark.parametrize(("learns", "most"), [(False, 1e-9), (True, 0.01)])
 def test_long_requests_told_at_their_end_get_what_they_would_have_got_with_a_start(learns, most):
     """Requests of 1 s to 20 min; the same once the horizon has seen such, but for what was learned before that.
 
-    The meter of this node follows no engine's physics, so what is learned of it never settles.
+    What is learned stays within one point (attribution.md section 4).
     """
     spans = [1.0, 5.0, 20.0, 60.0, 180.0, 400.0, 700.0, 1200.0]
     requests = tuple(

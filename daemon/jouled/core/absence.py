@@ -2,7 +2,7 @@
 
 from msgspec.structs import fields, replace
 
-from jouled.model.engine import Engine
+from jouled.model.engine import ENGINE_SIZES, Engine
 from jouled.model.units import nanoseconds
 
 RETURN_NS = nanoseconds(60.0)
@@ -10,19 +10,7 @@ RETURN_NS = nanoseconds(60.0)
 KEEP_NS = nanoseconds(24 * 3600.0)
 """No request lasts longer than a day."""
 
-_TOLD_LATER = frozenset({"model", "version", "precision", "parallelism", "driver"})
-_SIZES = frozenset(
-    {
-        "parameters",
-        "active_parameters",
-        "layers",
-        "hidden_size",
-        "attention_width",
-        "weight_bytes",
-        "kv_bytes_per_token",
-        "expert_share",
-    }
-)
+_TOLD_LATER = frozenset({"model", "version", "precision", "parallelism", "driver", *ENGINE_SIZES})
 
 
 class Absences:
@@ -64,7 +52,7 @@ class Absences:
         untold = {
             field.name: getattr(known, field.name)
             for field in fields(Engine)
-            if field.name in _TOLD_LATER | _SIZES and not getattr(engine, field.name)
+            if field.name in _TOLD_LATER and not getattr(engine, field.name)
         }
         return replace(engine, **untold)
 

@@ -53,6 +53,18 @@ class Engine(Struct, frozen=True, kw_only=True):
     counter_semantics: CounterSemantics = CounterSemantics()
 
 
+ENGINE_SIZES = (
+    "parameters",
+    "active_parameters",
+    "layers",
+    "hidden_size",
+    "attention_width",
+    "weight_bytes",
+    "kv_bytes_per_token",
+    "expert_share",
+)
+"""The fields of an `Engine` that say how large its model is."""
+
 Latency = Literal["ttft", "tpot", "e2el"]
 """What an SLO can limit, in the spelling of `vllm bench serve --goodput`."""
 

@@ -121,6 +121,7 @@ def test_every_section_reaches_its_place(tmp_path):
         ('[[engines]]\nname = "a"\ninterval_seconds = -1', ["$.engines[0].interval_seconds", "at least 0.001"]),
         ('[[engines]]\nname = "a"\nlayers = 0', ["$.engines[0].layers"]),
         ('[[engines]]\nname = "a"\nrole = "both"', ["$.engines[0].role", "unified, prefill, decode"]),
+        ('[[engines]]\nname = "a"\nexpert_share = 8.0', ["$.engines[0].expert_share", "8 is no share", "at most 1"]),
         ('[[engines]]\nname = "a"\ndevices = ["g", "g"]', ["$.engines[0].devices", "twice"]),
         ('[[engines]]\nname = "a"\n[[engines]]\nname = "a"', ["$.engines[1].name", "given twice"]),
         ('[[partition]]\nname = "m"\nparent = "g"', ["$.partition[0]", "lacks the key `fraction`"]),

@@ -7,19 +7,10 @@ from ipaddress import ip_address
 from jouled.app.config.faults import Fault
 from jouled.app.config.types import Config, EngineConfig, Partition
 from jouled.app.config.urls import http_url, listen_address, port_of
+from jouled.model.engine import ENGINE_SIZES
 from jouled.model.parameters import Limits, Price, Slo, Tier
 
 ROLES = ("unified", "prefill", "decode")
-SIZES = (
-    "parameters",
-    "active_parameters",
-    "layers",
-    "hidden_size",
-    "attention_width",
-    "weight_bytes",
-    "kv_bytes_per_token",
-    "expert_share",
-)
 
 
 def check(config: Config) -> None:
@@ -68,10 +59,16 @@ def _check_engine(engine: EngineConfig, key: str) -> None:
     if engine.role not in ROLES:
         raise Fault(f"{key}.role", f"unknown value `{engine.role}`", f"Known here: {', '.join(ROLES)}")
     check_interval(engine.interval_seconds, f"{key}.interval_seconds")
-    for size in SIZES:
+    for size in ENGINE_SIZES:
         value = getattr(engine, size)
         if value is not None and value <= 0:
             raise Fault(f"{key}.{size}", f"{value:g} is no size", "It must be above 0; leave out what is not known")
+    if engine.expert_share is not None and engine.expert_share > 1:
+        raise Fault(
+            f"{key}.expert_share",
+            f"{engine.expert_share:g} is no share",
+            "It is at most 1: 0.0625 for 8 of 128",
+        )
     if engine.pid is not None and engine.pid <= 0:
         raise Fault(f"{key}.pid", f"{engine.pid} is no process id")
     if len(set(engine.devices)) < len(engine.devices):

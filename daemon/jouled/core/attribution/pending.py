@@ -63,5 +63,4 @@ def order_of(event: RequestEvent) -> tuple[str, str, int]:
 
 
 def _order(told: Told) -> tuple[str, str, int]:
-    event = told.event
-    return event.engine, event.id, event.arrival_ns
+    return order_of(told.event)

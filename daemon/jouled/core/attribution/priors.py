@@ -31,6 +31,8 @@ MIXTURE_SHARE = 0.75
 its embedding table, at most a fifth."""
 ARCHITECTURE_SOURCES = ("configuration", "config_file", "known_model")
 EXPERTS_TAKEN_OF_FEW = 2
+"""Of the experts of an `NxMB` name (Mixtral's)."""
+_FEW_EXPERTS = re.compile(r"(?<![\d.a-z])([0-9]{1,4})x([0-9]{1,6}(?:\.[0-9]{1,6})?)b(?![a-z\d])")
 _LARGEST_NAMED = 1e14
 _LARGEST_TOLD = 1e18
 
@@ -99,7 +101,7 @@ def sizes_from_name(model: str) -> tuple[float, float] | None:
     An `NxMB` name counts N·M parameters, two experts active (Mixtral's).
     """
     text = model.lower()
-    mixture = re.search(r"(?<![\d.a-z])([0-9]{1,4})x([0-9]{1,6}(?:\.[0-9]{1,6})?)b(?![a-z\d])", text)
+    mixture = _FEW_EXPERTS.search(text)
     if mixture:
         experts, size = int(mixture[1]), float(mixture[2]) * 1e9
         return _plausible(experts * size, min(EXPERTS_TAKEN_OF_FEW, experts) * size)
@@ -184,7 +186,7 @@ def _expert_share(engine: Engine, active_share: float) -> float:
     told = engine.expert_share
     if told is not None and 0.0 < told < 1.0:
         return told
-    few = re.search(r"(?<![\d.a-z])([0-9]{1,4})x[0-9]", engine.model.lower())
+    few = _FEW_EXPERTS.search(engine.model.lower())
     if few and int(few[1]) > EXPERTS_TAKEN_OF_FEW:
         return EXPERTS_TAKEN_OF_FEW / int(few[1])
     return min(EXPERTS_OF_ACTIVE * active_share, EXPERT_SHARE_MAX)
