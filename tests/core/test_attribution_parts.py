@@ -10,12 +10,13 @@ from jouled.core.attribution.census import Census, Look, Monotone
 from jouled.core.attribution.decode import Decoding
 from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.idle import IdlePower
-from jouled.core.attribution.load import Load, Row, Work, union_ns
+from jouled.core.attribution.load import Load, Row, union_ns
 from jouled.core.attribution.prefill_stretches import Stretch, stretches_of
 from jouled.core.attribution.priors import betas, sizes_from_name
 from jouled.core.attribution.request import Request
 from jouled.core.attribution.service_start import ServiceStart
 from jouled.core.attribution.step_clock import StepClock
+from jouled.core.attribution.work import Work
 from jouled.model.engine import Engine, EngineSample
 from jouled.model.requests import RequestEvent
 
@@ -81,7 +82,7 @@ EVENT = RequestEvent(
 def test_cells_sum_to_the_work_of_all_requests(requests):
     load = Load()
     for work in requests:
-        load.insert(work, None)
+        load.insert(Request(EVENT, work, ()))
     rows = [load.sweep(cell) for cell in range(80)]
     marked = [Request(EVENT, work, ()) for work in requests]
     Decoding(0, rows).fill(marked)
@@ -398,7 +399,7 @@ def test_in_the_first_range_a_step_gives_what_it_gave_those_who_are_through():
 def test_decode_in_step_time_makes_the_same_tokens(requests, paces):
     load = Load()
     for work in requests:
-        load.insert(work, None)
+        load.insert(Request(EVENT, work, ()))
     rows = [load.sweep(cell) for cell in range(80)]
     for row, pace in zip(rows, paces, strict=True):
         row.pace = pace
@@ -412,7 +413,7 @@ def test_decode_in_step_time_makes_the_same_tokens(requests, paces):
 def test_a_request_decodes_where_the_engine_steps():
     load = Load()
     work = Work(0, SECOND, 3 * SECOND, 100, 0, 100, 21, 0)
-    load.insert(work, None)
+    load.insert(Request(EVENT, work, ()))
     rows = [load.sweep(cell) for cell in range(40)]
     for row in rows[20:]:
         row.pace = 3.0

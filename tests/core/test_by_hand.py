@@ -8,9 +8,10 @@ from jouled.core.attribution.census import Look
 from jouled.core.attribution.decode import Decoding
 from jouled.core.attribution.engine import EngineBook, Split
 from jouled.core.attribution.learning import Learning
-from jouled.core.attribution.load import Row, Work
+from jouled.core.attribution.load import Row
 from jouled.core.attribution.request import Request
 from jouled.core.attribution.step_clock import StepClock
+from jouled.core.attribution.work import Work
 from jouled.model.engine import Engine
 from jouled.model.parameters import Parameters
 

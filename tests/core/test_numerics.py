@@ -27,8 +27,10 @@ from tests.core.scenario import (
 )
 
 from jouled.core.attribution.cells import CELL_NS, cell_of
-from jouled.core.attribution.load import REFRESH_CELLS, Load, Work
+from jouled.core.attribution.load import REFRESH_CELLS, Load
+from jouled.core.attribution.request import Request
 from jouled.core.attribution.service_start import ServiceStart
+from jouled.core.attribution.work import Work
 from jouled.core.pipeline import Input, Pipeline
 from jouled.model.engine import Engine, EngineSample
 from jouled.model.readings import EnergyReading, PowerReading
@@ -147,7 +149,7 @@ def test_running_sums_of_a_load_that_never_pauses_do_not_drift():
         span_ns = (2 + i % 9) * 10**6 if i % 3 else (1 + i % 40) * 10**8
         computed = 100_000 + i % 3000
         work = Work(start_ns, start_ns + span_ns, start_ns + span_ns, computed, 0, computed, 1, start_ns)
-        load.insert(work, None)
+        load.insert(Request(request("r", 0.0), work, ()))
         active.append(work)
         if i % 2:
             load.sweep(cell)

@@ -64,7 +64,11 @@ class Absences:
         engines, self._engines = self._engines, set()
         return devices, engines
 
+    @property
+    def any(self) -> bool:
+        """Whether there was one that a request known today may have lived through."""
+        return bool(self._spans)
+
     def interrupted(self, begin_ns: int, end_ns: int) -> bool:
         """Whether a request over this time ran while nobody metered it."""
-        spans = self._spans
-        return bool(spans) and any(begin_ns < end and begin < end_ns for begin, end in spans)
+        return any(begin_ns < end and begin < end_ns for begin, end in self._spans)

@@ -54,7 +54,7 @@ class Admission:
 
     def _repeated(self, event: RequestEvent) -> str:
         content = content_of(event)
-        seen_ns = max(event.seen_ns, event.last_token_ns)
+        seen_ns = event.seen_ns if event.seen_ns > event.last_token_ns else event.last_token_ns
         key = (event.engine, event.id)
         seen = self._by_id.get(key, ())
         for arrival_ns, known, _ in seen:
@@ -101,15 +101,20 @@ class Waiting:
 
     def add(self, event: RequestEvent) -> None:
         """A request has ended."""
-        self._by_id.setdefault(event.id, []).append(event)
+        known = self._by_id.get(event.id)
+        if known is None:
+            self._by_id[event.id] = [event]
+        else:
+            known.append(event)
 
     def remove(self, event: RequestEvent) -> None:
         """A request is final."""
-        left = [other for other in self._by_id.get(event.id, ()) if other is not event]
-        if left:
-            self._by_id[event.id] = left
-        else:
-            self._by_id.pop(event.id, None)
+        known = self._by_id.get(event.id, ())
+        if len(known) <= 1:
+            if known and known[0] is event:
+                del self._by_id[event.id]
+            return
+        self._by_id[event.id] = [other for other in known if other is not event]
 
     def remove_engine(self, engine: str) -> None:
         """Requests of an engine will not become final."""

@@ -244,7 +244,7 @@ class Pipeline:
         book = self._books.get(event.engine)
         if book is None:
             return self._why_no_book(event.engine)
-        now_ns = max(self._now_ns, event.seen_ns)
+        now_ns = event.seen_ns if event.seen_ns > self._now_ns else self._now_ns
         reason = self._admission.refuse(event, now_ns)
         if reason:
             return reason
@@ -293,8 +293,11 @@ class Pipeline:
         return ""
 
     def _wall_offset_ns(self, core_ns: int) -> int:
-        index = bisect_right(self._steps, (core_ns, 1 << 80)) - 1
-        return self._steps[max(index, 0)][1] if self._steps else 0
+        steps = self._steps
+        if len(steps) < 2:
+            return steps[0][1] if steps else 0
+        index = bisect_right(steps, (core_ns, 1 << 80)) - 1
+        return steps[max(index, 0)][1]
 
     # groups
 
@@ -491,15 +494,16 @@ class Pipeline:
         """Receipts of requests that became final together, in their order; counted as they are made."""
         quality, idle_source = Quality.ESTIMATED if books.estimated else Quality.MEASURED, self.host.idle_source
         by_engine = {book.engine.name: Receipts(book, self._parameters, quality, idle_source) for book in books.engines}
+        book_request, was_interrupted = self._account.book_request, self._absences.interrupted
         receipts = []
         for final in finals:
             request, event = final.request, final.request.event
-            if self._absences.interrupted(request.work.start_ns, event.last_token_ns):
+            if self._absences.any and was_interrupted(request.work.start_ns, event.last_token_ns):
                 request.flags = (*request.flags, "interrupted")
             components = self._components(final, estimated=quality is Quality.ESTIMATED)
             receipt = by_engine[event.engine].final(final, components, self._wall_offset_ns(event.last_token_ns))
             self._waiting.remove(event)
-            self._account.book_request(event, receipt, components)
+            book_request(event, receipt, components)
             receipts.append(receipt)
         return receipts
 
@@ -515,10 +519,10 @@ class Pipeline:
         """What a final request owns of its devices, the host and the rest of the node; a guess has no residual."""
         request, compute_uj = final.request, final.prefill_uj + final.decode_uj + final.resident_uj
         host_uj = self.host.claim(request.event.engine, request)
-        residual_uj = None
-        if not estimated:
-            used_uj = compute_uj + (host_uj or 0)
-            residual_uj = self._live.residual.claim(used_uj, request.work.start_ns, request.work.last_ns)
+        residual, residual_uj = self._live.residual, None
+        if residual.is_known and not estimated:
+            work = request.work
+            residual_uj = residual.claim(compute_uj + (host_uj or 0), work.start_ns, work.last_ns)
         return components_of(self._parameters.price, compute_uj, host_uj, residual_uj)
 
     def _book_hardware(self, group: Group, books: DeviceGroup) -> None:

@@ -108,7 +108,7 @@ def test_tiers_go_by_interactivity():
     tiers = Parameters().tiers
 
     def tier(tpot_ms: float, generated: int = 11) -> str:
-        return tier_of(tiers, event(0, round(tpot_ms * MILLISECOND) * (generated - 1), generated))
+        return tier_of(tiers, tpot_seconds(event(0, round(tpot_ms * MILLISECOND) * (generated - 1), generated)))
 
     assert [tier(51.0), tier(50.0), tier(16.0), tier(0.0)] == [
         "bulk",

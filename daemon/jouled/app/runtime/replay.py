@@ -124,7 +124,7 @@ def drive(entries: Iterable[Entry], pipeline: Pipeline, take: TakeReceipts, refu
         item = entry.item
         moment = moment_of(type(item))
         moment_ns = moment(item) if moment else 0
-        if moment_ns > max(now_ns, suspected_ns) + LONGEST_JUMP_NS and now_ns:
+        if moment_ns > now_ns + LONGEST_JUMP_NS and moment_ns > suspected_ns + LONGEST_JUMP_NS and now_ns:
             suspected_ns = moment_ns
             refused(entry.number, "time_jump")
             continue

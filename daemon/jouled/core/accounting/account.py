@@ -13,7 +13,7 @@ from jouled.model.parameters import Parameters
 from jouled.model.receipt import Receipt
 from jouled.model.requests import RequestEvent
 from jouled.model.snapshot import Owner
-from jouled.model.units import joules
+from jouled.model.units import NANOSECONDS_PER_SECOND, joules
 
 RECENT_RECEIPTS = 100
 UNMETERED = "before_start"
@@ -71,29 +71,27 @@ class Account:
         A guess stays in its receipt and with its owners: of its request, series without a quality label count only
         what has nothing to do with energy.
         """
-        engine, model, energy_uj = receipt.engine, self.model(receipt.model), components.compute_uj
+        model, energy_uj = self.model(receipt.model), components.compute_uj
         measured = receipt.quality is not Quality.ESTIMATED
-        self._request_counters(engine, model).book(event, components if measured else None)
+        counters = self._request_counters(receipt.engine, model)
+        counters.book(event, components if measured else None)
         self.recent.append(receipt)
-        beside_uj = components.node_uj - energy_uj
-        if beside_uj > 0:
-            self._book_cost(model, beside_uj)
+        if components.host_uj or components.residual_uj:
+            self._book_cost(model, components.node_uj - energy_uj)
         if self.parameters.slos:
             self._book_slos(event, receipt, model, energy_uj)
         if not measured:
             return
-        add = self.counters.add
         if receipt.tier:
-            add("tier_tokens_total", (engine, model, receipt.tier), event.generation_tokens)
-            add("tier_energy_joules_total", (engine, model, receipt.tier), energy_uj)
+            counters.book_tier(receipt.tier, event.generation_tokens, energy_uj)
         if self.parameters.by_tenant:
             tenant = self._tenants.bound(event.tenant)
-            add("tenant_energy_joules_total", (tenant, model), energy_uj)
-            add("tenant_tokens_total", (tenant, model), event.generation_tokens)
+            self.counters.add("tenant_energy_joules_total", (tenant, model), energy_uj)
+            self.counters.add("tenant_tokens_total", (tenant, model), event.generation_tokens)
         histogram = self.request_energy.get(model)
         if histogram is None:
             histogram = self.request_energy[model] = HistogramBook()
-        histogram.observe(joules(energy_uj), event.trace_id, receipt.last_token_ns / 1e9)
+        histogram.observe(receipt.joules, event.trace_id, receipt.last_token_ns / NANOSECONDS_PER_SECOND)
 
     def _request_counters(self, engine: str, model: str) -> RequestCounters:
         found = self._of_requests.get((engine, model))

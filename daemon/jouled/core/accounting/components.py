@@ -1,12 +1,12 @@
 """The components of one request's energy: disjoint whole microjoules, the same in its receipt and in the counters."""
 
-from typing import NamedTuple
+from msgspec import Struct
 
 from jouled.core.accounting.cost import facility_factor
 from jouled.model.parameters import Price
 
 
-class Components(NamedTuple):
+class Components(Struct, frozen=True, gc=False):
     """Microjoules, `None` where not known.
 
     compute: its engine's devices; host: CPU and memory; residual: the rest of the node; facility_surplus: cooling and
@@ -23,15 +23,10 @@ class Components(NamedTuple):
         """What is known of the request's energy inside the node, microjoules."""
         return self.compute_uj + (self.host_uj or 0) + (self.residual_uj or 0)
 
-    def named(self) -> dict[str, int]:
-        """Those that are known, by the label of `attributed_energy_joules_total`."""
-        told = zip(("compute", "host", "residual", "facility_surplus"), self, strict=True)
-        return {name: microjoules for name, microjoules in told if microjoules is not None}
-
 
 def components_of(price: Price, compute_uj: int, host_uj: int | None, residual_uj: int | None) -> Components:
     """All components: the facility's surplus is in proportion to what is known inside the node."""
-    node = Components(compute_uj, host_uj, residual_uj)
     if price.pue is None:
-        return node
-    return node._replace(facility_surplus_uj=round(node.node_uj * (facility_factor(price) - 1.0)))
+        return Components(compute_uj, host_uj, residual_uj)
+    node_uj = compute_uj + (host_uj or 0) + (residual_uj or 0)
+    return Components(compute_uj, host_uj, residual_uj, round(node_uj * (facility_factor(price) - 1.0)))

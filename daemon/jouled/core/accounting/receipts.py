@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 from jouled.core.accounting.components import Components, components_of
 from jouled.core.accounting.cost import co2e_grams, energy_cost
-from jouled.core.accounting.verdicts import e2e_seconds, is_good, tier_of, tpot_seconds, ttft_seconds
+from jouled.core.accounting.verdicts import is_good, tier_of, tpot_seconds
 from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.group import Final
 from jouled.core.attribution.request import Prefix, Request
-from jouled.core.attribution.uncertainty import sigma_decode_joules, sigma_joules, sigma_prefill_joules
+from jouled.core.attribution.uncertainty import Bands, Doubt
 from jouled.model.device import Quality
-from jouled.model.parameters import Parameters
+from jouled.model.parameters import Parameters, Price
 from jouled.model.receipt import Receipt
 from jouled.model.requests import RequestEvent
-from jouled.model.units import joules, microjoules
+from jouled.model.units import MICROJOULES_PER_JOULE, NANOSECONDS_PER_SECOND, microjoules
 
 
 class Receipts:
@@ -25,43 +25,50 @@ class Receipts:
         self._quality = quality
         self._host_idle_source = host_idle_source
         self._methods: dict[tuple[str, bool], dict[str, str]] = {}
+        self._bands: tuple[Doubt, str, Bands] | None = None
 
     def final(self, final: Final, components: Components, wall_offset_ns: int) -> Receipt:
         """The receipt of a request whose last cell has closed; times become Unix time by `wall_offset_ns`."""
-        request, doubt = final.request, final.doubt
-        prefill, decode, resident = joules(final.prefill_uj), joules(final.decode_uj), joules(final.resident_uj)
-        total = joules(components.compute_uj)
-        unmetered_joules = _unmetered_joules(request, self._book, doubt.means) if request.unmetered_ns > 0 else 0.0
+        request = final.request
+        idle_source = final.idle_source
+        total = components.compute_uj / MICROJOULES_PER_JOULE
+        prefill, decode = final.prefill_uj / MICROJOULES_PER_JOULE, final.decode_uj / MICROJOULES_PER_JOULE
+        resident = final.resident_uj / MICROJOULES_PER_JOULE
+        unmetered = _unmetered_joules(request, self._book, final.doubt.means) if request.unmetered_ns > 0 else 0.0
         sigma = sigma_prefill = sigma_decode = None
-        if unmetered_joules is not None:
-            sigma = sigma_joules(
-                request,
-                total,
-                doubt.shares,
-                architecture=doubt.architecture,
-                steps_counted=doubt.steps_counted,
-                coverage=doubt.coverage,
-                gauge_seconds=doubt.gauge_seconds,
-                unmetered_joules=unmetered_joules,
-            )
-            guessed = not doubt.architecture or final.idle_source == "estimated"
-            sigma_prefill = sigma_prefill_joules(sigma, prefill, decode, resident, guessed=guessed)
-            sigma_decode = sigma_decode_joules(sigma, decode, resident, guessed=guessed)
+        if unmetered is not None:
+            bands = self._bands_of(final.doubt, idle_source)
+            sigma = bands.sigma_joules(request, total, unmetered)
+            sigma_prefill = bands.sigma_prefill_joules(sigma, prefill, decode, resident)
+            sigma_decode = bands.sigma_decode_joules(sigma, decode, resident)
         flags = (*request.flags, *final.flags) if final.flags else request.flags
-        if final.idle_source == "estimated":
+        if idle_source == "estimated":
             flags = (*flags, "idle_estimated")
         return _receipt(
             request,
-            self._book,
+            self._book.engine.model,
             self._parameters,
-            (total, prefill, decode, resident),
+            total,
+            prefill,
+            decode,
+            resident,
             components,
             self._quality,
             wall_offset_ns,
-            flags=flags,
-            sigma=(sigma, sigma_prefill, sigma_decode),
-            method=self._method(final.idle_source, host=components.host_uj is not None),
+            flags,
+            self._method(idle_source, host=components.host_uj is not None),
+            sigma,
+            sigma_prefill,
+            sigma_decode,
         )
+
+    def _bands_of(self, doubt: Doubt, idle_source: str) -> Bands:
+        known = self._bands
+        if known is not None and known[0] is doubt and known[1] == idle_source:
+            return known[2]
+        bands = Bands(doubt, idle_guessed=idle_source == "estimated")
+        self._bands = (doubt, idle_source, bands)
+        return bands
 
     def _method(self, idle_source: str, *, host: bool) -> dict[str, str]:
         """How the figures came about; receipts share it, for nobody changes it."""
@@ -86,45 +93,51 @@ def provisional_receipt(
     total = round(prefill + decode + resident, 6)
     return _receipt(
         request,
-        book,
+        book.engine.model,
         parameters,
-        (total, prefill, decode, resident),
+        total,
+        prefill,
+        decode,
+        resident,
         components_of(parameters.price, microjoules(total), None, None),
         quality,
         wall_offset_ns,
-        flags=["provisional"],
-        sigma=(None, None, None),
-        method=method_of(book, parameters, "", None),
+        ("provisional",),
+        method_of(book, parameters, "", None),
     )
 
 
 def _receipt(
     request: Request,
-    book: EngineBook,
+    model: str,
     parameters: Parameters,
-    amounts: tuple[float, float, float, float],
+    total: float,
+    prefill: float,
+    decode: float,
+    resident: float,
     components: Components,
     quality: Quality,
     wall_offset_ns: int,
-    *,
     flags: Sequence[str],
-    sigma: tuple[float | None, float | None, float | None],
     method: dict[str, str],
+    sigma: float | None = None,
+    sigma_prefill: float | None = None,
+    sigma_decode: float | None = None,
 ) -> Receipt:
-    event, price = request.event, parameters.price
-    total, prefill, decode, resident = amounts
-    sigma_total, sigma_prefill, sigma_decode = sigma
-    _, host_uj, residual_uj, surplus_uj = components
-    node = joules(components.node_uj)
+    event, slos, tiers = request.event, parameters.slos, parameters.tiers
+    host_uj, residual_uj, surplus_uj = components.host_uj, components.residual_uj, components.facility_surplus_uj
+    arrival_ns, first_ns, last_ns = event.arrival_ns, event.first_token_ns, event.last_token_ns
+    tpot = tpot_seconds(event)
+    cost, currency, grams = _priced(parameters.price, components)
     # In the order of the fields: by name, so many cost more than the whole sum of a request.
     return Receipt(
         event.id,
         event.engine,
-        book.engine.model,
+        model,
         event.outcome,
-        event.arrival_ns + wall_offset_ns,
-        event.first_token_ns + wall_offset_ns,
-        event.last_token_ns + wall_offset_ns,
+        arrival_ns + wall_offset_ns,
+        first_ns + wall_offset_ns,
+        last_ns + wall_offset_ns,
         event.prompt_tokens,
         event.generation_tokens,
         total,
@@ -137,20 +150,20 @@ def _receipt(
         None if event.scheduled_ns is None else event.scheduled_ns + wall_offset_ns,
         request.work.start_ns + wall_offset_ns,
         event.cached_prompt_tokens,
-        None if host_uj is None else joules(host_uj),
-        None if residual_uj is None else joules(residual_uj),
-        None if surplus_uj is None else joules(surplus_uj),
-        sigma_total,
+        None if host_uj is None else host_uj / MICROJOULES_PER_JOULE,
+        None if residual_uj is None else residual_uj / MICROJOULES_PER_JOULE,
+        None if surplus_uj is None else surplus_uj / MICROJOULES_PER_JOULE,
+        sigma,
         sigma_prefill,
         sigma_decode,
-        ttft_seconds(event),
-        tpot_seconds(event),
-        e2e_seconds(event),
-        {slo.name: is_good(slo, event) for slo in parameters.slos},
-        tier_of(parameters.tiers, event) if parameters.tiers else "",
-        energy_cost(price, node),
-        "" if price.price_per_kwh is None else price.currency,
-        co2e_grams(price, node),
+        (first_ns - arrival_ns) / NANOSECONDS_PER_SECOND,
+        tpot,
+        (last_ns - arrival_ns) / NANOSECONDS_PER_SECOND,
+        {slo.name: is_good(slo, event) for slo in slos} if slos else _NO_SLOS,
+        tier_of(tiers, tpot) if tiers else "",
+        cost,
+        currency,
+        grams,
         method,
         event.trace_id,
         event.span_id,
@@ -160,6 +173,19 @@ def _receipt(
     )
 
 
+_NO_SLOS: dict[str, bool] = {}
+_FREE = (None, "", None)
+
+
+def _priced(price: Price, components: Components) -> tuple[float | None, str, float | None]:
+    """Cost, its currency and grams of CO2 equivalent of what is known inside the node."""
+    if price.price_per_kwh is None and price.grid_grams_per_kwh is None:
+        return _FREE
+    node = components.node_uj / MICROJOULES_PER_JOULE
+    currency = "" if price.price_per_kwh is None else price.currency
+    return energy_cost(price, node), currency, co2e_grams(price, node)
+
+
 def _unmetered_joules(request: Request, book: EngineBook, means: Prefix | None) -> float | None:
     """What a request may have used while no meter told, at the engine's recent means; `None` before anything ran."""
     if means is None:
@@ -167,7 +193,7 @@ def _unmetered_joules(request: Request, book: EngineBook, means: Prefix | None) 
     outline = book.outline(request.event, means)
     parts, work = outline.parts, outline.work
     share = min(request.unmetered_ns / max(work.last_ns - work.start_ns, 1), 1.0)
-    return 1e-6 * share * (parts.resident + parts.prefill_total + parts.decode_total)
+    return 1e-6 * share * parts.total
 
 
 def _validity(flags: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from jouled.core.accounting.components import Components
 from jouled.core.accounting.counters import CounterTable
 from jouled.model.requests import Outcome, RequestEvent
+from jouled.model.snapshot import Labels
 
 
 class RequestCounters:
@@ -19,20 +20,39 @@ class RequestCounters:
         self._requests = counters.series("requests_total")
         self._tokens = counters.series("request_tokens_total", self._computed, self._cached, self._generated)
         self._energy = counters.series("attributed_energy_joules_total")
+        self._tier_tokens = counters.series("tier_tokens_total")
+        self._tier_energy = counters.series("tier_energy_joules_total")
+        self._tiers: dict[str, Labels] = {}
+        self._engine, self._model = engine, model
 
     def book(self, event: RequestEvent, components: Components | None) -> None:
         """Count a request: outcome, tokens, and of its energy (`components`; `None`: a guess) what is known."""
         requests, tokens, energy = self._requests, self._tokens, self._energy
         outcome = self._outcomes[event.outcome]
         requests[outcome] = requests.get(outcome, 0) + 1
-        cached = event.cached_prompt_tokens or 0
+        computed = event.prompt_tokens
+        cached = event.cached_prompt_tokens
         if cached:
-            cached = min(cached, event.prompt_tokens)
+            cached = min(cached, computed)
             tokens[self._cached] += cached
-        tokens[self._computed] += event.prompt_tokens - cached
+            computed -= cached
+        tokens[self._computed] += computed
         tokens[self._generated] += event.generation_tokens
         if components is None:
             return
-        for labels, microjoules in zip(self._components, components, strict=True):
-            if microjoules is not None:
-                energy[labels] = energy.get(labels, 0) + microjoules
+        compute, host, residual, surplus = self._components
+        energy[compute] = energy.get(compute, 0) + components.compute_uj
+        if components.host_uj is not None:
+            energy[host] = energy.get(host, 0) + components.host_uj
+        if components.residual_uj is not None:
+            energy[residual] = energy.get(residual, 0) + components.residual_uj
+        if components.facility_surplus_uj is not None:
+            energy[surplus] = energy.get(surplus, 0) + components.facility_surplus_uj
+
+    def book_tier(self, tier: str, generation_tokens: int, energy_uj: int) -> None:
+        """Count a measured request's tokens and energy with its tier."""
+        labels = self._tiers.get(tier)
+        if labels is None:
+            labels = self._tiers[tier] = (self._engine, self._model, tier)
+        self._tier_tokens[labels] = self._tier_tokens.get(labels, 0) + generation_tokens
+        self._tier_energy[labels] = self._tier_energy.get(labels, 0) + energy_uj

@@ -17,21 +17,11 @@ class Verdict(StrEnum):
     FAILED = "failed"
 
 
-def ttft_seconds(event: RequestEvent) -> float:
-    """Time to first token: from arrival."""
-    return (event.first_token_ns - event.arrival_ns) / NANOSECONDS_PER_SECOND
-
-
 def tpot_seconds(event: RequestEvent) -> float | None:
     """Mean time per output token after the first; `None` where there was only one."""
     if event.generation_tokens <= 1:
         return None
     return (event.last_token_ns - event.first_token_ns) / NANOSECONDS_PER_SECOND / (event.generation_tokens - 1)
-
-
-def e2e_seconds(event: RequestEvent) -> float:
-    """End-to-end latency: arrival to last token."""
-    return (event.last_token_ns - event.arrival_ns) / NANOSECONDS_PER_SECOND
 
 
 def limit_ns(milliseconds: float) -> int:
@@ -66,13 +56,12 @@ def verdict_of(outcome: Outcome, *, good: bool) -> Verdict:
     return Verdict.GOOD if good else Verdict.LATE
 
 
-def tier_of(tiers: Sequence[Tier], event: RequestEvent) -> str:
+def tier_of(tiers: Sequence[Tier], tpot_seconds: float | None) -> str:
     """The highest tier whose bound the request's interactivity (1 / TPOT) reaches; without a TPOT it has none.
 
     Tokens that came all at once are as interactive as can be.
     """
-    tpot = tpot_seconds(event)
-    rate = 0.0 if tpot is None else math.inf if tpot <= 0.0 else 1.0 / tpot
+    rate = 0.0 if tpot_seconds is None else math.inf if tpot_seconds <= 0.0 else 1.0 / tpot_seconds
     name, highest = "", -math.inf
     for tier in tiers:
         if highest < tier.min_tokens_per_second_per_user <= rate:

@@ -22,6 +22,9 @@ class ByRequest(Generic[Thing]):
     def __len__(self) -> int:
         return sum(map(len, self._by_id.values()))
 
+    def __bool__(self) -> bool:
+        return bool(self._by_id)
+
     def __iter__(self) -> Iterator[tuple[str, int, Thing]]:
         """Id, arrival and thing of each; what is taken meanwhile changes nothing."""
         return iter([(key, arrival_ns, thing) for key, kept in self._by_id.items() for arrival_ns, thing in kept])

@@ -20,6 +20,7 @@ those told of yet, of whom the long ones are still to come, and no longer than t
 SPAN_BUCKET_NS = nanoseconds(300.0)
 SPAN_QUANTILE = 0.999
 SPAN_FACTOR = 1.2
+SHORTEST_SPAN_NS, LOWEST_BUCKET = nanoseconds(0.001), round(8 * log2(0.001) + 0.5)
 RECENT_NS = nanoseconds(60.0)
 """Requests that ended this long ago belong to no look that is still to come."""
 RECENT_MAX = 100_000
@@ -133,13 +134,15 @@ class Spans:
 
     def add(self, seen_ns: int, span_ns: int) -> None:
         """Count one request."""
-        window = seen_ns // SPAN_BUCKET_NS
-        if not self._windows or self._windows[-1][0] < window:
-            self._windows.append((window, {}))
-            while self._windows[0][0] <= window - FIRST_HOUR_NS // SPAN_BUCKET_NS:
-                self._windows.popleft()
-        counts = self._windows[-1][1]
-        bucket = round(8 * log2(max(span_ns / NANOSECONDS_PER_SECOND, 1e-3)) + 0.5)
+        windows, window = self._windows, seen_ns // SPAN_BUCKET_NS
+        if not windows or windows[-1][0] < window:
+            windows.append((window, {}))
+            while windows[0][0] <= window - FIRST_HOUR_NS // SPAN_BUCKET_NS:
+                windows.popleft()
+        counts = windows[-1][1]
+        bucket = (
+            round(8 * log2(span_ns / NANOSECONDS_PER_SECOND) + 0.5) if span_ns > SHORTEST_SPAN_NS else LOWEST_BUCKET
+        )
         counts[bucket] = counts.get(bucket, 0) + 1
 
     def quantile_ns(self) -> int:
@@ -204,16 +207,20 @@ class Census:
 
         scheduled: start is when it left the queue; else it is its arrival.
         """
-        low, high = bisect_left(self._times, start_ns), bisect_left(self._times, last_ns + SKEW_NS)
-        for index in range(low, high):
+        times, end_ns = self._times, last_ns + SKEW_NS
+        last_look_ns = times[-1] if times else 0
+        index = bisect_left(times, start_ns)
+        while index < len(times) and times[index] < end_ns:
             self.looks[index].met(start_ns, last_ns, scheduled=scheduled)
-        if not self._times or last_ns + SKEW_NS > self._times[-1]:
-            self._recent.append((start_ns, last_ns, scheduled))
-        needed_ns = max(seen_ns - RECENT_NS, self._times[-1] if self._times else 0)
-        while self._recent and self._recent[0][1] + SKEW_NS <= needed_ns:
-            self._recent.popleft()
+            index += 1
+        recent = self._recent
+        if end_ns > last_look_ns:
+            recent.append((start_ns, last_ns, scheduled))
+        needed_ns = seen_ns - RECENT_NS if seen_ns - RECENT_NS > last_look_ns else last_look_ns
+        while recent and recent[0][1] + SKEW_NS <= needed_ns:
+            recent.popleft()
         if self._first_ns is not None and start_ns >= self._first_ns:
-            self._spans.add(seen_ns, max(seen_ns - start_ns, 0))
+            self._spans.add(seen_ns, seen_ns - start_ns)
 
     def began(self, t_ns: int) -> None:
         """The books of this engine begin: its first hour starts."""

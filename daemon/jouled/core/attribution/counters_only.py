@@ -108,7 +108,7 @@ class CountedWork:
     @property
     def open_uj(self) -> float:
         """What has not been handed out, microjoules."""
-        return self.parts.prefill_total + self.parts.decode_total + self.parts.resident
+        return self.parts.total
 
 
 def _members(running: Sequence[int | None], *, works: bool) -> float:

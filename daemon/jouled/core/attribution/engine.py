@@ -5,7 +5,7 @@ cells into rows of work; `assess` adds the work that counters saw and no event t
 energy over the channels and reads requests out as their last cell closes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from jouled.core.attribution.by_request import ByRequest
@@ -15,15 +15,17 @@ from jouled.core.attribution.counters_only import CountedWork, Silence
 from jouled.core.attribution.decode import SPECULATES, Decoding
 from jouled.core.attribution.in_flight import ABANDON_NS, Decode, InFlight
 from jouled.core.attribution.learning import Learning
-from jouled.core.attribution.load import Load, Row, Work
+from jouled.core.attribution.load import Load, Row
 from jouled.core.attribution.lost import LostWork
-from jouled.core.attribution.pending import Pending, Told, order_of
+from jouled.core.attribution.pending import Pending, order_of
 from jouled.core.attribution.priors import Betas, betas
 from jouled.core.attribution.request import DECODE, DONE, IN_FLIGHT, ZERO, Integrals, Parts, Prefix, Request
-from jouled.core.attribution.roles import served
+from jouled.core.attribution.roles import Served, served
 from jouled.core.attribution.service_start import KEEP_CELLS, SHORTEST_PREFILL_NS, ServiceStart
 from jouled.core.attribution.sharing import SharedTime
 from jouled.core.attribution.step_clock import CHUNK_TOKENS, StepClock
+from jouled.core.attribution.uncertainty import Doubt
+from jouled.core.attribution.work import Work
 from jouled.model.engine import Engine, EngineSample
 from jouled.model.parameters import IdlePolicy, Parameters
 from jouled.model.requests import RequestEvent, RequestStart
@@ -107,8 +109,8 @@ class EngineBook:
         """The books of this engine begin with `cell`."""
         self.next_cell = self._first_cell = cell
         for earlier in self._pending.cells_before(cell):
-            for told in self._pending.take(earlier):
-                self._pending.add(cell, told)
+            for part, _ in self._pending.take(earlier):
+                self._pending.add(cell, part)
         self.census.began(start_of(cell))
 
     @property
@@ -141,9 +143,9 @@ class EngineBook:
         cell = cell_of(part.earliest_ns)
         floor = self.next_cell
         if floor is None or cell >= floor:
-            self._pending.add(cell, Told(event, part))
+            self._pending.add(cell, part)
             return ""
-        self._pending.add(floor, Told(event, part))
+        self._pending.add(floor, part)
         if cell < self._first_cell:
             return "before_start"
         self.lost.told_late(event, start_of(floor))
@@ -197,50 +199,42 @@ class EngineBook:
     def _sweep_cell(self, cell: int) -> Row:
         self._place_all(cell)
         row = self._load.sweep(cell)
-        for which, mark in row.marks:
-            if which and isinstance(mark, Request) and mark.event.id:
-                self.lost.expect(row, mark, which)
+        self.lost.expect(row)
         self._starts.forget(cell - KEEP_CELLS)
         return row
 
     def _resident_in(self, rows: Sequence[Row]) -> list[Request]:
         """The requests that are there at some time of a swept range."""
-        begun = [mark for row in rows for which, mark in row.marks if which == 0 and isinstance(mark, Request)]
-        return [*self.open.values(), *begun]
+        return [*self.open.values(), *(request for row in rows for request in row.starting)]
 
     def _place_all(self, cell: int) -> None:
-        for told in self._pending.take(cell):
-            self._place(told, cell)
+        for part, moved in self._pending.take(cell):
+            self._place(part, cell, moved=moved)
 
-    def _place(self, told: Told, cell: int) -> None:
-        event, part, moved = told
-        computed = event.prompt_tokens - part.cached
-        start_ns = self._starts.start_ns(part.earliest_ns, event.first_token_ns, computed)
-        start_cell = cell_of(start_ns)
+    def _place(self, part: Served, cell: int, *, moved: bool) -> None:
+        event = part.event
+        first_ns, prompt = event.first_token_ns, event.prompt_tokens
+        computed = prompt - part.cached
+        start_ns = self._starts.start_ns(part.earliest_ns, first_ns, computed)
+        start_cell = start_ns // CELL_NS
         if start_cell > cell:
-            self._pending.add(start_cell, Told(event, part, moved=True))
+            self._pending.move(start_cell, part)
             return
         if moved:
             start_ns, start_cell = max(start_ns, start_of(cell)), cell
-        self._starts.observe(start_ns, event.first_token_ns, computed)
+        self._starts.observe(start_ns, first_ns, computed)
         edge_ns = start_of(cell) if start_cell < cell else start_ns
         flags: tuple[str, ...] = ()
         if edge_ns - start_ns > SHORTEST_PREFILL_NS:
             flags = ("before_start",) if start_cell < self._first_cell else ("truncated",)
-        work = Work(
-            start_ns=start_ns,
-            first_ns=max(event.first_token_ns, start_ns + 1),
-            last_ns=max(part.last_ns, event.first_token_ns),
-            computed=computed,
-            cached=part.cached,
-            prompt=event.prompt_tokens,
-            generated=part.generated,
-            from_ns=edge_ns,
-        )
+        last_ns = part.last_ns if part.last_ns > first_ns else first_ns
+        if first_ns <= start_ns:
+            first_ns = start_ns + 1
+        work = Work(start_ns, first_ns, last_ns, computed, part.cached, prompt, part.generated, edge_ns)
         request = Request(event, work, flags)
         if flags:
             request.decoded = self._decoded_before(work)
-        self._load.insert(work, request)
+        self._load.insert(request)
 
     def _decoded_before(self, work: Work) -> float | None:
         """Tokens after the first that a request had made before its first open cell, counted back from its last one.
@@ -266,14 +260,14 @@ class EngineBook:
         begin_ns, end_ns = start_of(begin), start_of(until_cell)
         told = self._decodes(until_cell) if self.engine.counter_semantics.generation_at == "step" else None
         for request in self.in_flight.stand_ins(self.census, begin_ns, end_ns, self._means(), told):
-            self._load.insert(request.work, request)
+            self._load.insert(request)
 
     def _decodes(self, until_cell: int) -> Iterator[Decode]:
         """When requests that are told of, and are there before a cell, decode."""
         for request in self.open:
             yield Decode(request.work.first_ns, request.work.last_ns, request.work.generated)
-        for event, part, _ in self._pending.before(until_cell):
-            yield Decode(event.first_token_ns, part.last_ns, part.generated)
+        for part in self._pending.before(until_cell):
+            yield Decode(part.event.first_token_ns, part.last_ns, part.generated)
 
     def _means(self, rows: Sequence[Row] = ()) -> "Means":
         """Of what closed lately; before anything did, of the range that is being swept."""
@@ -370,19 +364,17 @@ class EngineBook:
             self._book_lost(row, residents)
         watts = (split.energy - split.idle) * 1e-6 / CELL_SECONDS
         self._row = row
-        finals = self._read_out(row, watts / max(residents / CELL_SECONDS, 1.0))
-        self._prefix = self._at(start_of(cell + 1))
+        at = self._integrals()
+        finals = self._read_out(row, at, watts / max(residents / CELL_SECONDS, 1.0))
+        self._prefix = at(start_of(cell + 1))
         return unexplained, finals
 
     def _shared_time(self, cell: int, row: Row) -> SharedTime | None:
         """Where residents change within a cell, who was there when; lost work has members, but no times."""
-        if row.lost or not row.marks:
+        if row.lost:
             return None
-        changes = [
-            (mark.work.begin_ns, 1) if which == 0 else (max(mark.work.last_ns, mark.work.begin_ns), -1)
-            for which, mark in row.marks
-            if which != 1 and isinstance(mark, Request)
-        ]
+        changes = [(request.work.begin_ns, 1) for request in row.starting]
+        changes += [(request.work.end_ns, -1) for request in row.ending]
         shared = SharedTime(start_of(cell), row.members, changes) if changes else None
         return shared if shared is not None and shared.busy_seconds > 0.0 else None
 
@@ -437,42 +429,43 @@ class EngineBook:
             + rates.kv * lost.kv
         )
 
-    def _at(self, t_ns: int) -> Integrals:
+    def _integrals(self) -> Callable[[int], Integrals]:
         """The integrals from the range's begin to an instant of the cell that is being closed, its end included."""
-        seconds = (t_ns - self._cell_ns) / NANOSECONDS_PER_SECOND
-        paced = self._row.pace * seconds
+        cell_ns, pace, elapsed = self._cell_ns, self._row.pace, self._row.elapsed
+        shared_at = None if self._shared is None else self._shared.at
         resident, step, prefill, attention, decode, kv, moment = self._prefix
-        rates = self._rates
-        shared = seconds if self._shared is None else self._shared.at(t_ns)
-        return (
-            resident + rates[0] * shared,
-            step + rates[1] * shared,
-            prefill + rates[2] * seconds,
-            attention + rates[3] * seconds,
-            decode + rates[4] * paced,
-            kv + rates[5] * paced,
-            moment + rates[5] * paced * (self._row.elapsed + paced / 2),
-        )
+        resident_rate, step_rate, prefill_rate, attention_rate, decode_rate, kv_rate, _ = self._rates
 
-    def _read_out(self, row: Row, watts_each: float) -> list[Request]:
-        finals = []
-        for which, mark in row.marks:
-            if not isinstance(mark, Request):
-                continue
-            work = mark.work
-            begin_ns = work.begin_ns
-            if which == 0:
-                mark.since = self._at(begin_ns)
-                mark.edge_watts[0] = watts_each
-                self.open[mark] = mark
-            elif which == 1:
-                mark.fold(self._at(max(work.first_ns, begin_ns)))
-                mark.phase = DECODE
-            else:
-                mark.fold(self._at(max(work.last_ns, begin_ns)))
-                mark.edge_watts[1] = watts_each
-                finals.append(mark)
-        return [request for request in finals if self._retire(request)]
+        def at(t_ns: int) -> Integrals:
+            seconds = (t_ns - cell_ns) / NANOSECONDS_PER_SECOND
+            paced = pace * seconds
+            shared = seconds if shared_at is None else shared_at(t_ns)
+            kv_paced = kv_rate * paced
+            return (
+                resident + resident_rate * shared,
+                step + step_rate * shared,
+                prefill + prefill_rate * seconds,
+                attention + attention_rate * seconds,
+                decode + decode_rate * paced,
+                kv + kv_paced,
+                moment + kv_paced * (elapsed + paced / 2),
+            )
+
+        return at
+
+    def _read_out(self, row: Row, at: Callable[[int], Integrals], watts_each: float) -> list[Request]:
+        """Give requests what is theirs where they start, turn to decode and end; returns those that are final."""
+        for request in row.starting:
+            request.since = at(request.work.begin_ns)
+            request.start_watts = watts_each
+            self.open[request] = request
+        for request in row.turning:
+            request.fold(at(request.work.turn_ns))
+            request.phase = DECODE
+        for request in row.ending:
+            request.fold(at(request.work.end_ns))
+            request.end_watts = watts_each
+        return [request for request in row.ending if self._retire(request)]
 
     def _retire(self, request: Request) -> bool:
         """Take a request out of the open ones; one that only stood in for a request in flight is carried over."""
@@ -481,7 +474,7 @@ class EngineBook:
         if self._gaps:
             self._mark_gaps(request)
         event = request.event
-        carried = self._carried.take(event.id, event.arrival_ns)
+        carried = self._carried.take(event.id, event.arrival_ns) if self._carried else None
         if request.flags and IN_FLIGHT in request.flags:
             if carried is not None:
                 request.parts.add(carried)
@@ -515,15 +508,11 @@ class EngineBook:
 
     def open_uj(self) -> float:
         """What closed cells gave to requests that are not final, microjoules; at the end of a range."""
-        total = (
-            self.unreported_uj
-            + self.counted.open_uj
-            + sum(parts.resident + parts.prefill_total + parts.decode_total for _, _, parts in self._carried)
-        )
+        total = self.unreported_uj + self.counted.open_uj + sum(parts.total for _, _, parts in self._carried)
         for request in self.open.values():
             request.fold(self._prefix)
             request.since = ZERO
-            total += request.parts.resident + request.parts.prefill_total + request.parts.decode_total
+            total += request.parts.total
         self._prefix = ZERO
         return total
 
@@ -540,7 +529,7 @@ class EngineBook:
             request.flags = (*request.flags, "truncated")
             if self._retire(request):
                 yield request
-        for event in sorted((told.event for told in self._pending), key=order_of):
+        for event in sorted((part.event for part in self._pending), key=order_of):
             yield _unmetered(event, "beyond_end")
         self._pending.clear()
         self.abandon_in_flight(None)
@@ -553,12 +542,12 @@ class EngineBook:
             return
         living: ByRequest[bool] = ByRequest()
         if before_ns is not None:
-            for event in (*(told.event for told in self._pending), *(request.event for request in self.open)):
+            for event in (*(part.event for part in self._pending), *(request.event for request in self.open)):
                 living.put(event.id, event.arrival_ns, True)
         for key, arrival_ns in orphans:
             parts = None if living.get(key, arrival_ns) else self._carried.take(key, arrival_ns)
             if parts is not None:
-                self.unreported_uj += parts.resident + parts.prefill_total + parts.decode_total
+                self.unreported_uj += parts.total
 
     def give_up(self, before_ns: int) -> Iterator[Request]:
         """Requests that ended before a time and whose devices have never been read: they own nothing."""
@@ -566,8 +555,8 @@ class EngineBook:
         self.census.forget_before(before_ns)
         self.abandon_in_flight(before_ns - ABANDON_NS)
         for key in self._pending.cells_before(cell_of(before_ns - 1) + 1):
-            for told in self._pending.take(key):
-                yield _unmetered(told.event, "no_energy")
+            for part, _ in self._pending.take(key):
+                yield _unmetered(part.event, "no_energy")
 
     def inherit(self, former: "EngineBook") -> None:
         """Take over what another book has learned of the same engine."""
@@ -613,7 +602,7 @@ class EngineBook:
         rates = [s / w if w > 0.0 else 0.0 for s, w in zip(spent, units, strict=True)]
         return Prefix(*rates)
 
-    def doubt(self) -> "Doubt":
+    def doubt(self) -> Doubt:
         """What the uncertainty of requests that become final in the cell last closed depends on."""
         return Doubt(
             shares=tuple(self._spent),
@@ -622,23 +611,6 @@ class EngineBook:
             coverage=self.lost.coverage,
             means=self.mean_rates(),
         )
-
-
-class Doubt(NamedTuple):
-    """What the uncertainty of a request depends on beside itself.
-
-    shares: energy per channel lately, microjoules, static first. architecture: whether the priors know the model's.
-    steps_counted: whether the engine counts its steps. coverage: share of its tokens that events told of.
-    means: microjoules per unit of work lately; `None` before anything ran. gauge_seconds: time between readings where
-    its power is a gauge, else 0.
-    """
-
-    shares: tuple[float, ...]
-    architecture: bool
-    steps_counted: bool
-    coverage: float | None
-    means: Prefix | None
-    gauge_seconds: float = 0.0
 
 
 class Means(NamedTuple):

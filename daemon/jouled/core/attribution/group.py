@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from jouled.core.attribution.cells import cell_of, start_of
-from jouled.core.attribution.engine import Doubt, EngineBook, Split
+from jouled.core.attribution.engine import EngineBook, Split
 from jouled.core.attribution.host import HostBook
 from jouled.core.attribution.idle import IdlePower
 from jouled.core.attribution.interpolation import Lags, Shape, edge_values
@@ -17,8 +19,8 @@ from jouled.core.attribution.lag import LONGEST_CELLS, Lag
 from jouled.core.attribution.learning import UPLIFT_PRIOR
 from jouled.core.attribution.load import Row
 from jouled.core.attribution.partitions import User, slice_shares, slices_of
-from jouled.core.attribution.pending import order_of
 from jouled.core.attribution.request import Request
+from jouled.core.attribution.uncertainty import Doubt
 from jouled.core.ledger.counters import SILENCE_NS
 from jouled.core.ledger.meter import Meter
 from jouled.model.device import Device
@@ -42,7 +44,7 @@ class InvariantError(AssertionError):
     """The books of a group do not add up."""
 
 
-class Final(NamedTuple):
+class Final(Struct, frozen=True, gc=False):
     """A request whose last cell has closed, with the whole microjoules it owns."""
 
     request: Request
@@ -434,7 +436,7 @@ class DeviceGroup:
                 bookings.append(self._book(name, Owner.IDLE, split.idle))
             if unexplained:
                 bookings.append(self._book(name, Owner.UNATTRIBUTED, unexplained))
-            ordered = sorted(requests, key=lambda request: order_of(request.event))
+            ordered = sorted(requests, key=_order) if len(requests) > 1 else requests
             finals.extend(self._finalise(book, ordered, bookings))
 
     def _split(
@@ -529,10 +531,7 @@ class DeviceGroup:
         prefill = decode = resident = 0
         finals = []
         for request in ended:
-            parts = request.parts
-            own_prefill = _whole_of(parts.prefill_total, left)
-            own_decode = _whole_of(parts.decode_total, left - own_prefill)
-            own_resident = _whole_of(parts.resident, left - own_prefill - own_decode)
+            own_prefill, own_decode, own_resident = request.parts.whole_uj(left)
             left -= own_prefill + own_decode + own_resident
             prefill += own_prefill
             decode += own_decode
@@ -583,16 +582,13 @@ class DeviceGroup:
         return Booking(engine, owner, microjoules)
 
 
+def _order(request: Request) -> tuple[str, int]:
+    """The order in which requests of one engine become final, whatever the order in which they came."""
+    return request.event.id, request.event.arrival_ns
+
+
 def _by_cell(by_device: Mapping[str, Sequence[int]], count: int) -> list[CellEnergy]:
     return [{name: cells[i] for name, cells in by_device.items()} for i in range(count)]
-
-
-def _whole_of(amount: float, left: int) -> int:
-    """Whole microjoules of an amount, none if it is below zero, and no more than are left."""
-    whole = int(amount)
-    if whole <= 0:
-        return 0
-    return min(left, whole)
 
 
 def _shares(

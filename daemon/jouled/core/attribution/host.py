@@ -108,7 +108,9 @@ class HostBook:
     def claim(self, engine: str, request: Request) -> int | None:
         """A final request takes its part, whole microjoules; `None` where there is no meter or it was not seen."""
         share = self._shares.get(engine)
-        whole_uj = None if share is None else share.claim(request)
+        if share is None or not share.owes:
+            return None
+        whole_uj = share.claim(request)
         self.attributed_uj += whole_uj or 0
         return whole_uj
 

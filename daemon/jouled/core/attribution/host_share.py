@@ -77,16 +77,12 @@ class HostShare:
         return idle_uj
 
     def _read_out(self, cell: int, row: Row, rate: float) -> None:
-        for which, mark in row.marks:
-            if not isinstance(mark, Request):
-                continue
-            work = mark.work
-            begin_ns = work.begin_ns
-            if which == 0:
-                self._open[mark] = -self._price_at(cell, begin_ns, rate)
-            elif which == 2 and mark in self._open:
-                share = self._open.pop(mark) + self._price_at(cell, max(work.last_ns, begin_ns), rate)
-                self._end(mark, share, cell)
+        for request in row.starting:
+            self._open[request] = -self._price_at(cell, request.work.begin_ns, rate)
+        for request in row.ending:
+            if request in self._open:
+                share = self._open.pop(request) + self._price_at(cell, request.work.end_ns, rate)
+                self._end(request, share, cell)
 
     def _price_at(self, cell: int, t_ns: int, rate: float) -> float:
         return self._price + rate * (t_ns - start_of(cell)) / NANOSECONDS_PER_SECOND
@@ -99,6 +95,11 @@ class HostShare:
             self._carried.put(event.id, event.arrival_ns, (before + share, cell))
         else:
             self._ended[request] = before + share
+
+    @property
+    def owes(self) -> bool:
+        """Whether any closed cell told of a request that has not claimed yet."""
+        return bool(self._ended or self._open)
 
     def claim(self, request: Request) -> int | None:
         """A final request takes its whole microjoules, once; `None` where no closed cell told of it."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jouled.core.attribution.by_request import ByRequest
 from jouled.core.attribution.census import SKEW_NS, Census
-from jouled.core.attribution.load import Work
 from jouled.core.attribution.request import IN_FLIGHT, Request
+from jouled.core.attribution.work import Work
 from jouled.model.requests import RequestEvent, RequestStart
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 

@@ -12,6 +12,7 @@ from jouled.core.attribution.cells import CELL_SECONDS, cell_of, start_of
 from jouled.core.attribution.census import Census
 from jouled.core.attribution.load import Lost, Row
 from jouled.core.attribution.request import IN_FLIGHT, Request
+from jouled.core.attribution.work import Work
 from jouled.model.engine import CounterSemantics
 from jouled.model.requests import RequestEvent
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
@@ -62,40 +63,48 @@ class LostWork:
         """A range begins: see what the page counts."""
         self._computed_only = self._semantics.prompt == "computed" or census.counts_cached
 
-    def expect(self, row: Row, request: Request, which: int) -> None:
-        """Book what a request adds to the engine's counters at this mark, into the row of its cell."""
-        event, semantics = request.event, self._semantics
-        if request.flags and IN_FLIGHT in request.flags:
-            return
-        if which == 1 and request.work.first_ns >= request.work.from_ns:
-            if semantics.generation_at == "step":
+    def expect(self, row: Row) -> None:
+        """Book what the requests of a cell add to the engine's counters there, into its row."""
+        semantics = self._semantics
+        by_step, prompt_first = semantics.generation_at == "step", semantics.prompt_at == "first_token"
+        for request in row.turning:
+            work = request.work
+            if work.first_ns < work.from_ns or (request.flags and IN_FLIGHT in request.flags):
+                continue
+            if by_step:
                 row.generation_expected += self._at_first_token(request)
-            if semantics.prompt_at == "first_token":
-                row.prompt_expected += self._prompt(request)
-            self._learn(request)
-        if which == 2:
+            if prompt_first:
+                row.prompt_expected += work.computed if self._computed_only else work.prompt
+            self._learn(work)
+        if semantics.generation_at == "finish" or semantics.prompt_at == "finish":
+            self._expect_at_finish(row)
+
+    def _expect_at_finish(self, row: Row) -> None:
+        semantics = self._semantics
+        for request in row.ending:
+            if request.flags and IN_FLIGHT in request.flags:
+                continue
             if semantics.generation_at == "finish":
-                row.generation_expected += max(event.generation_tokens - (semantics.generation != "all"), 0)
+                tokens = request.event.generation_tokens
+                row.generation_expected += max(tokens - (semantics.generation != "all"), 0)
             if semantics.prompt_at == "finish":
-                row.prompt_expected += self._prompt(request)
+                row.prompt_expected += request.work.computed if self._computed_only else request.work.prompt
 
     def _at_first_token(self, request: Request) -> int:
         """Generated tokens that the load does not spread over decode: the first, or all that came at once."""
-        tokens = request.event.generation_tokens - (self._semantics.generation != "all")
-        return max(tokens, 0) if request.work.decode_rate == 0.0 else int(self._semantics.generation == "all")
+        counts_first = self._semantics.generation == "all"
+        if request.work.decode_rate:
+            return int(counts_first)
+        return max(request.event.generation_tokens - (not counts_first), 0)
 
-    def _prompt(self, request: Request) -> int:
-        """A request's prompt tokens as the page counts them: without the cached ones only where it tells those."""
-        return request.work.computed if self._computed_only else request.work.prompt
-
-    def _learn(self, request: Request) -> None:
+    def _learn(self, work: Work) -> None:
         """The mean prefill, of requests that had one."""
-        if request.work.computed <= 0:
+        if work.computed <= 0:
             return
         self._requests += 1
-        weight = max(MEAN_WEIGHT, 1 / self._requests)
-        seconds = (request.work.first_ns - request.work.start_ns) / NANOSECONDS_PER_SECOND
-        self.mean_computed += weight * (request.work.computed - self.mean_computed)
+        weight = MEAN_WEIGHT if self._requests >= 1 / MEAN_WEIGHT else 1 / self._requests
+        seconds = (work.first_ns - work.start_ns) / NANOSECONDS_PER_SECOND
+        self.mean_computed += weight * (work.computed - self.mean_computed)
         self.mean_prefill_seconds += weight * (seconds - self.mean_prefill_seconds)
 
     def told_late(self, event: RequestEvent, edge_ns: int) -> None:

@@ -26,7 +26,8 @@ def stretches_of(requests: Iterable[Request], begin_ns: int, end_ns: int) -> lis
     turns: list[tuple[int, int, float]] = []
     for request in requests:
         work = request.work
-        from_ns, until_ns = max(work.begin_ns, begin_ns), min(work.first_ns, end_ns)
+        from_ns = work.begin_ns if work.begin_ns > begin_ns else begin_ns
+        until_ns = work.first_ns if work.first_ns < end_ns else end_ns
         if work.prefill_rate > 0.0 and until_ns > from_ns:
             turns += ((from_ns, 1, work.prefill_rate), (until_ns, -1, -work.prefill_rate))
     turns.sort(key=itemgetter(0))

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jouled.core.attribution.load import Work
+from jouled.core.attribution.work import Work
 from jouled.model.requests import RequestEvent
 
 PREFILL, DECODE, DONE = 0, 1, 2
@@ -50,6 +50,22 @@ class Parts:
         """Channels 1, 4 and 5 from the first token on."""
         return self.decode_step + self.decode + self.kv
 
+    @property
+    def total(self) -> float:
+        """All channels."""
+        return self.prefill_total + self.decode_total + self.resident
+
+    def whole_uj(self, most: int) -> tuple[int, int, int]:
+        """Prefill, decode and resident as whole microjoules, none below zero, together no more than `most`."""
+        prefill = int(self.prefill_step + self.prefill + self.attention)
+        decode = int(self.decode_step + self.decode + self.kv)
+        resident = int(self.resident)
+        if prefill < 0 or decode < 0 or resident < 0 or prefill + decode + resident > most:
+            prefill = min(max(prefill, 0), most)
+            decode = min(max(decode, 0), most - prefill)
+            resident = min(max(resident, 0), most - prefill - decode)
+        return prefill, decode, resident
+
     def add(self, other: "Parts") -> None:
         """Add another account of the same request."""
         for name in Parts.__slots__:
@@ -59,7 +75,8 @@ class Parts:
 class Request:
     """A request inserted into the load; `fold` books what the closed cells gave it since the last time.
 
-    `edge_watts`: mean power per member at service start and at the last token, for the uncertainty of both edges.
+    `start_watts`, `end_watts`: mean power per member at service start and at the last token, for the uncertainty of
+    both edges.
     In the range that is being closed it makes `tokens_per_pace` tokens per unit of step time, from a context of
     `context_at_origin` tokens, both as if it had decoded since the range's begin. `decoded`: tokens made up to then.
     `unmetered_ns`: how long it was served without any energy being known: in cells closed before, or in a meter's gap.
@@ -68,12 +85,13 @@ class Request:
     __slots__ = (
         "context_at_origin",
         "decoded",
-        "edge_watts",
+        "end_watts",
         "event",
         "flags",
         "parts",
         "phase",
         "since",
+        "start_watts",
         "tokens_per_pace",
         "unmetered_ns",
         "work",
@@ -86,7 +104,7 @@ class Request:
         self.parts = Parts()
         self.phase = PREFILL
         self.since: Integrals = ZERO
-        self.edge_watts = [0.0, 0.0]
+        self.start_watts = self.end_watts = 0.0
         self.tokens_per_pace = self.context_at_origin = 0.0
         self.decoded: float | None = None
         self.unmetered_ns = work.begin_ns - work.start_ns

@@ -4,24 +4,24 @@ Each pool attributes its half under the same request and trace id; neither waits
 section 5).
 """
 
-from typing import NamedTuple
-
 from jouled.model.requests import RequestEvent
 from jouled.model.units import NANOSECONDS_PER_MILLISECOND
 
 PREFILL_ROLE, DECODE_ROLE = "prefill", "decode"
 
 
-class Served(NamedTuple):
+class Served:
     """The part of a request that one engine serves; times are core nanoseconds.
 
     earliest_ns: when service may have begun at the earliest. cached: prompt tokens that it need not compute.
     """
 
-    earliest_ns: int
-    last_ns: int
-    cached: int
-    generated: int
+    __slots__ = ("cached", "earliest_ns", "event", "generated", "last_ns")
+
+    def __init__(self, event: RequestEvent, earliest_ns: int, last_ns: int, cached: int, generated: int) -> None:
+        self.event = event
+        self.earliest_ns, self.last_ns = earliest_ns, last_ns
+        self.cached, self.generated = cached, generated
 
 
 def served(event: RequestEvent, role: str) -> Served:
@@ -30,13 +30,17 @@ def served(event: RequestEvent, role: str) -> Served:
     A prefill pool ends with the first token. A decode pool gets the prompt as KV cache: it computes nothing of it, and
     begins when the transfer has ended (`scheduled_ns`), else with the first token.
     """
-    begun_ns = event.arrival_ns if event.scheduled_ns is None else max(event.scheduled_ns, event.arrival_ns)
-    before_first_ns = max(event.first_token_ns - NANOSECONDS_PER_MILLISECOND, event.arrival_ns)
-    cached = min(event.cached_prompt_tokens or 0, event.prompt_tokens)
+    arrival_ns, scheduled_ns, first_ns = event.arrival_ns, event.scheduled_ns, event.first_token_ns
+    begun_ns = arrival_ns if scheduled_ns is None or scheduled_ns < arrival_ns else scheduled_ns
+    before_first_ns = first_ns - NANOSECONDS_PER_MILLISECOND
+    if before_first_ns < arrival_ns:
+        before_first_ns = arrival_ns
+    cached = min(event.cached_prompt_tokens, event.prompt_tokens) if event.cached_prompt_tokens else 0
     last_ns, generated = event.last_token_ns, event.generation_tokens
     if role == PREFILL_ROLE:
-        last_ns, generated = event.first_token_ns, min(generated, 1)
-    if role == DECODE_ROLE:
+        last_ns, generated = first_ns, min(generated, 1)
+    elif role == DECODE_ROLE:
         cached = event.prompt_tokens
-        begun_ns = before_first_ns if event.scheduled_ns is None else begun_ns
-    return Served(min(begun_ns, before_first_ns), last_ns, cached, generated)
+        begun_ns = before_first_ns if scheduled_ns is None else begun_ns
+    earliest_ns = begun_ns if begun_ns < before_first_ns else before_first_ns
+    return Served(event, earliest_ns, last_ns, cached, generated)

@@ -5,9 +5,9 @@ before it got its first token. The fluid form lets it overlap where the known pr
 (attribution.md section 3.8).
 """
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, insort
 
-from jouled.core.attribution.cells import CELL_NS, cell_of
+from jouled.core.attribution.cells import CELL_NS
 from jouled.model.units import NANOSECONDS_PER_MILLISECOND, NANOSECONDS_PER_SECOND
 
 SHORTEST_PREFILL_NS = NANOSECONDS_PER_MILLISECOND
@@ -30,24 +30,26 @@ class ServiceStart:
 
     def known(self, first_ns: int) -> None:
         """A request's first token has become known."""
-        cell = cell_of(first_ns)
-        if cell < self._floor:
-            return
-        if cell not in self._first_tokens:
-            self._first_tokens[cell] = []
+        cell = first_ns // CELL_NS
+        known = self._first_tokens.get(cell)
+        if known is not None:
+            insort(known, first_ns)
+        elif cell >= self._floor:
+            self._first_tokens[cell] = [first_ns]
             insort(self._cells, cell)
-        insort(self._first_tokens[cell], first_ns)
 
     def start_ns(self, earliest_ns: int, first_ns: int, computed: int) -> int:
         """Service start of a request that could not start before `earliest_ns` (scheduled, else arrival)."""
-        latest = first_ns - SHORTEST_PREFILL_NS
-        serial = self._latest_before(first_ns - SAME_STEP_NS, earliest_ns)
-        if serial is None:
-            return min(earliest_ns, latest)
-        if len(self._rates) >= RATE_SAMPLES_MIN and computed:
-            median_rate = self._rates[len(self._rates) // 2]
-            serial = min(serial, first_ns - round(computed * NANOSECONDS_PER_SECOND / median_rate))
-        return min(latest, max(earliest_ns, serial))
+        latest_ns = first_ns - SHORTEST_PREFILL_NS
+        serial_ns = self._latest_before(first_ns - SAME_STEP_NS, earliest_ns)
+        if serial_ns is None:
+            return earliest_ns if earliest_ns < latest_ns else latest_ns
+        rates = self._rates
+        if computed and len(rates) >= RATE_SAMPLES_MIN:
+            usual_ns = first_ns - round(computed * NANOSECONDS_PER_SECOND / rates[len(rates) // 2])
+            if usual_ns < serial_ns:
+                serial_ns = usual_ns if usual_ns > earliest_ns else earliest_ns
+        return serial_ns if serial_ns < latest_ns else latest_ns
 
     def observe(self, start_ns: int, first_ns: int, computed: int) -> None:
         """Learn from a placed request."""
@@ -75,13 +77,19 @@ class ServiceStart:
 
     def _latest_before(self, before_ns: int, not_before_ns: int) -> int | None:
         """The latest first token in (not_before, before), or `None`."""
-        reach = bisect_right(self._cells, cell_of(before_ns))
-        for cell in reversed(self._cells[max(reach - 2, 0) : reach]):
-            known = self._first_tokens[cell]
+        cell = before_ns // CELL_NS
+        known, earlier = self._first_tokens.get(cell), 0
+        if known is not None:
             earlier = bisect_left(known, before_ns)
-            if earlier:
-                return known[earlier - 1] if known[earlier - 1] > not_before_ns else None
-        return None
+        if not earlier:
+            index = bisect_left(self._cells, cell)
+            if not index:
+                return None
+            known, earlier = self._first_tokens[self._cells[index - 1]], 0
+        if known is None:
+            return None
+        latest_ns = known[earlier - 1]
+        return latest_ns if latest_ns > not_before_ns else None
 
 
 KEEP_CELLS = 60 * NANOSECONDS_PER_SECOND // CELL_NS

@@ -1,9 +1,9 @@
 """How far a receipt may be off (attribution.md section 6): one standard deviation, without the sensor's gain error."""
 
-from collections.abc import Sequence
 from math import hypot
+from typing import NamedTuple
 
-from jouled.core.attribution.request import Request
+from jouled.core.attribution.request import Prefix, Request
 
 EDGE_SECONDS = 0.011
 """Error of service start and last token against the meter's clock, as a share of a second of power per member."""
@@ -27,62 +27,72 @@ prefill, decode and what is resident are weakly identifiable. A prefill has at m
 request's own error. `GUESSED`: where the architecture or idle power is a guess."""
 
 
-def sigma_joules(
-    request: Request,
-    joules: float,
-    shares: Sequence[float],
-    *,
-    architecture: bool,
-    steps_counted: bool,
-    coverage: float | None,
-    gauge_seconds: float,
-    unmetered_joules: float,
-) -> float:
-    """Standard deviation of a request's joules. `shares`: the engine's energy per channel lately (static first).
+class Doubt(NamedTuple):
+    """What the uncertainty of an engine's requests depends on beside themselves.
 
-    unmetered_joules: what it may have used while no meter told; as far as that goes nothing is known.
+    shares: energy per channel lately, microjoules, static first. architecture: whether the priors know the model's.
+    steps_counted: whether the engine counts its steps. coverage: share of its tokens that events told of.
+    means: microjoules per unit of work lately; `None` before anything ran. gauge_seconds: time between readings where
+    its power is a gauge, else 0.
     """
-    parts = request.parts
-    static, step, prefill, attention, decode, kv = shares
-    total = step + prefill + attention + decode + kv
-    own_step = parts.prefill_step + parts.decode_step
-    dynamic = own_step + parts.prefill + parts.attention + parts.decode + parts.kv
-    spread = resident = 0.0
-    if total > 0.0:
-        mean = dynamic / total
+
+    shares: tuple[float, ...]
+    architecture: bool
+    steps_counted: bool
+    coverage: float | None
+    means: Prefix | None
+    gauge_seconds: float = 0.0
+
+
+class Bands:
+    """The bands of requests that share a doubt; what they have in common is worked out once."""
+
+    def __init__(self, doubt: Doubt, *, idle_guessed: bool) -> None:
+        static, step, prefill, attention, decode, kv = doubt.shares
+        total = step + prefill + attention + decode + kv
+        part = 1.0 / total if total > 0.0 else 0.0
+        self._usual = (step * part, prefill * part, attention * part, decode * part, kv * part)
+        self._spread = (1e-6 if doubt.architecture else 2e-6) if total > 0.0 else 0.0
+        self._static = static / (static + total) if static + total > 0.0 else 1.0
+        self._resident = 1e-6 * RESIDENT_SPREAD if static + total > 0.0 else 0.0
+        self._floor, self._floor_coarse = FLOOR, FLOOR_COARSE
+        if not doubt.steps_counted:
+            self._floor = self._floor_coarse = FLOOR_UNCOUNTED + UNCOUNTED_SPREAD * (prefill + attention) * part
+        self._unreported = 0.0 if doubt.coverage is None else 1.0 - doubt.coverage
+        self._edge_seconds = hypot(EDGE_SECONDS, GAUGE_EDGE * doubt.gauge_seconds)
+        self._guessed = GUESSED if idle_guessed or not doubt.architecture else 1.0
+
+    def sigma_joules(self, request: Request, joules: float, unmetered_joules: float) -> float:
+        """Standard deviation of a request's joules.
+
+        unmetered_joules: what it may have used while no meter told; as far as that goes nothing is known.
+        """
+        parts = request.parts
+        own_step = parts.prefill_step + parts.decode_step
+        dynamic = own_step + parts.prefill + parts.attention + parts.decode + parts.kv
+        step, prefill, attention, decode, kv = self._usual
         sd_step, sd_prefill, sd_attention, sd_decode, sd_kv = CHANNEL_SPREAD
-        spread = (1e-6 if architecture else 2e-6) * hypot(
-            sd_step * (own_step - mean * step),
-            sd_prefill * (parts.prefill - mean * prefill),
-            sd_attention * (parts.attention - mean * attention),
-            sd_decode * (parts.decode - mean * decode),
-            sd_kv * (parts.kv - mean * kv),
+        spread = self._spread * hypot(
+            sd_step * (own_step - dynamic * step),
+            sd_prefill * (parts.prefill - dynamic * prefill),
+            sd_attention * (parts.attention - dynamic * attention),
+            sd_decode * (parts.decode - dynamic * decode),
+            sd_kv * (parts.kv - dynamic * kv),
         )
-    if static + total > 0.0:
-        mean_resident = (dynamic + parts.resident) * static / (static + total)
-        resident = 1e-6 * RESIDENT_SPREAD * (parts.resident - mean_resident)
-    floor = (FLOOR_COARSE if request.work.computed > LONG_PROMPT_TOKENS else FLOOR) * joules
-    if not steps_counted:
-        prompts = (prefill + attention) / total if total > 0.0 else 0.0
-        floor = (FLOOR_UNCOUNTED + UNCOUNTED_SPREAD * prompts) * joules
-    unreported = 0.0 if coverage is None else (1.0 - coverage) * joules
-    edge_seconds = hypot(EDGE_SECONDS, GAUGE_EDGE * gauge_seconds) if gauge_seconds else EDGE_SECONDS
-    edges = edge_seconds * hypot(*request.edge_watts)
-    return hypot(edges, spread, resident, floor, unreported, unmetered_joules)
+        resident = self._resident * (parts.resident - (dynamic + parts.resident) * self._static)
+        floor = self._floor_coarse if request.work.computed > LONG_PROMPT_TOKENS else self._floor
+        edges = self._edge_seconds * hypot(request.start_watts, request.end_watts)
+        return hypot(edges, spread, resident, floor * joules, self._unreported * joules, unmetered_joules)
 
+    def sigma_prefill_joules(self, sigma: float, prefill: float, decode: float, resident: float) -> float:
+        """Standard deviation of a request's prefill joules, from that of the request and its three parts."""
+        total = prefill + decode + resident
+        reach = PREFILL_REACH * prefill / total if total > 0.0 else 0.0
+        exchanged = prefill if prefill < resident else resident
+        own = hypot(PREFILL_SPREAD * prefill, PREFILL_STATIC * exchanged)
+        return hypot(sigma if reach > 1.0 else reach * sigma, self._guessed * own)
 
-def sigma_prefill_joules(sigma: float, prefill: float, decode: float, resident: float, *, guessed: bool) -> float:
-    """Standard deviation of a request's prefill joules, from that of the request and its three parts.
-
-    guessed: the model's architecture or the device's idle power is a guess.
-    """
-    total = prefill + decode + resident
-    reach = min(PREFILL_REACH * prefill / total, 1.0) if total > 0.0 else 0.0
-    own = hypot(PREFILL_SPREAD * prefill, PREFILL_STATIC * min(prefill, resident))
-    return hypot(reach * sigma, GUESSED * own if guessed else own)
-
-
-def sigma_decode_joules(sigma: float, decode: float, resident: float, *, guessed: bool) -> float:
-    """Standard deviation of a request's decode joules, as `sigma_prefill_joules`."""
-    own = hypot(DECODE_SPREAD * decode, DECODE_STATIC * min(decode, resident))
-    return hypot(sigma, GUESSED * own if guessed else own)
+    def sigma_decode_joules(self, sigma: float, decode: float, resident: float) -> float:
+        """Standard deviation of a request's decode joules, as `sigma_prefill_joules`."""
+        exchanged = decode if decode < resident else resident
+        return hypot(sigma, self._guessed * hypot(DECODE_SPREAD * decode, DECODE_STATIC * exchanged))

@@ -89,6 +89,11 @@ class ResidualBook:
         self.deficit_uj += max(-change_uj, 0)
         self._windows.append(Window(begin_ns, end_ns, max(change_uj, 0), parts_uj))
 
+    @property
+    def is_known(self) -> bool:
+        """Whether any window has settled."""
+        return bool(self._windows)
+
     def per_joule(self, begin_ns: int, end_ns: int) -> float | None:
         """Residual joules per joule of the parts in the settled windows of a time, else in the latest.
 
