@@ -31,13 +31,13 @@ def test_two_requests_in_one_cell():
     for name, rate in (("first", 20), ("second", 30)):
         work = Work(begin - 1, begin, end, 0, 0, 0, 1 + rate // 10, begin)
         requests.append(Request(request(name, 0.0), work, ()))
-        book._load.insert(work, requests[-1])
+        book._load.insert(requests[-1])
     [row] = book.sweep(CELL + 1, end)
     unexplained, finals = book.close(CELL, row, Split(energy=40_000_000, idle=0, static=10_000_000.0))
     assert unexplained == 0
     assert not finals, "their last token lies on the edge: the next cell reads them out"
     book.open_uj()
-    assert [(r.parts.resident + r.parts.decode_total) / 1e6 for r in requests] == [
+    assert [(r.resident + r.decode_total) / 1e6 for r in requests] == [
         pytest.approx(19.5),
         pytest.approx(20.5),
     ]

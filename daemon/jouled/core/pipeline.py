@@ -240,7 +240,8 @@ class Pipeline:
         return ""
 
     def _request(self, event: RequestEvent) -> str:
-        self._regroup()
+        if self._changed:
+            self._regroup()
         book = self._books.get(event.engine)
         if book is None:
             return self._why_no_book(event.engine)
@@ -351,7 +352,7 @@ class Pipeline:
     def _retire(self, group: Group, old: DeviceGroup, closed: dict[str, int], edges: dict[str, int]) -> None:
         """Close a group whose devices or engines change, up to its last reading."""
         try:
-            self._owed += self._take_bookings(group, old, *old.advance(self._now_ns, everything=True))
+            self._close(group, old, self._owed, everything=True)
         except Exception as error:  # noqa: BLE001 - as in _advance
             self._quarantine(group, old, error)
             old = self._groups[group]
@@ -422,7 +423,7 @@ class Pipeline:
         for group, books in list(self._groups.items()):
             self._settle_downtime(group, books)
             try:
-                receipts += self._take_bookings(group, books, *books.advance(self._now_ns, everything=everything))
+                self._close(group, books, receipts, everything=everything)
             except Exception as error:  # noqa: BLE001 - metering goes on when the attribution of one engine fails
                 self._quarantine(group, books, error)
             self._book_hardware(group, books)
@@ -480,25 +481,26 @@ class Pipeline:
             account.measured_uj += away_uj
             self._book(group, books, Booking(group.engines[0] if group.engines else "", Owner.DOWNTIME, away_uj))
 
-    def _take_bookings(
-        self, group: Group, books: DeviceGroup, bookings: Iterable[Booking], finals: Iterable[Final]
-    ) -> list[Receipt]:
-        sums: dict[tuple[str, Owner], int] = {}
-        for engine, owner, microjoules in bookings:
-            sums[engine, owner] = sums.get((engine, owner), 0) + microjoules
-        for (engine, owner), microjoules in sums.items():
-            self._book(group, books, Booking(engine, owner, microjoules))
-        return self._finals(books, finals)
+    def _close(self, group: Group, books: DeviceGroup, receipts: list[Receipt], *, everything: bool) -> None:
+        """Close what can be closed of a group and book it; receipts go to the end of `receipts`."""
+        for bookings, finals in books.advance(self._now_ns, everything=everything):
+            sums: dict[tuple[str, Owner], int] = {}
+            for engine, owner, microjoules in bookings:
+                sums[engine, owner] = sums.get((engine, owner), 0) + microjoules
+            for (engine, owner), microjoules in sums.items():
+                self._book(group, books, Booking(engine, owner, microjoules))
+            if finals:
+                receipts += self._finals(books, finals)
 
     def _finals(self, books: DeviceGroup, finals: Iterable[Final]) -> list[Receipt]:
         """Receipts of requests that became final together, in their order; counted as they are made."""
         quality, idle_source = Quality.ESTIMATED if books.estimated else Quality.MEASURED, self.host.idle_source
         by_engine = {book.engine.name: Receipts(book, self._parameters, quality, idle_source) for book in books.engines}
-        book_request, was_interrupted = self._account.book_request, self._absences.interrupted
+        book_request, was_away = self._account.book_request, self._absences.any
         receipts = []
         for final in finals:
             request, event = final.request, final.request.event
-            if self._absences.any and was_interrupted(request.work.start_ns, event.last_token_ns):
+            if was_away and self._absences.interrupted(request.work.start_ns, event.last_token_ns):
                 request.flags = (*request.flags, "interrupted")
             components = self._components(final, estimated=quality is Quality.ESTIMATED)
             receipt = by_engine[event.engine].final(final, components, self._wall_offset_ns(event.last_token_ns))

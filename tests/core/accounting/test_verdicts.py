@@ -9,7 +9,7 @@ from msgspec.structs import replace as change
 from tests.core.scenario import request
 
 from jouled.core.accounting.deadlines import tokens_in_time
-from jouled.core.accounting.verdicts import Verdict, holds, is_good, tier_of, tpot_seconds, verdict_of
+from jouled.core.accounting.verdicts import Tiers, Verdict, holds, is_good, tpot_seconds, verdict_of
 from jouled.model.parameters import Parameters, Slo
 from jouled.model.requests import Outcome, RequestEvent
 
@@ -108,7 +108,7 @@ def test_tiers_go_by_interactivity():
     tiers = Parameters().tiers
 
     def tier(tpot_ms: float, generated: int = 11) -> str:
-        return tier_of(tiers, tpot_seconds(event(0, round(tpot_ms * MILLISECOND) * (generated - 1), generated)))
+        return Tiers(tiers).of(tpot_seconds(event(0, round(tpot_ms * MILLISECOND) * (generated - 1), generated)))
 
     assert [tier(51.0), tier(50.0), tier(16.0), tier(0.0)] == [
         "bulk",

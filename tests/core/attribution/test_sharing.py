@@ -50,7 +50,7 @@ def test_a_short_request_pays_for_its_own_instants_only():
     row = book.sweep(CELL + 1, END)[0]
     _, finals = book.close(CELL, row, Split(10_000_000, 0, 10_000_000.0))
     finals += book.close(CELL + 1, book.sweep(CELL + 2, END)[0], Split(0, 0, 0.0))[1]
-    shares = {final.event.id: final.parts.resident for final in finals}
+    shares = {final.event.id: final.resident for final in finals}
     assert shares == {
         "0": pytest.approx(5e6, rel=1e-3),
         **{str(n): pytest.approx(1.25e6, rel=1e-3) for n in range(1, 5)},

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jouled.core.accounting.components import Components, components_of
 from jouled.core.accounting.cost import co2e_grams, energy_cost
-from jouled.core.accounting.verdicts import is_good, tier_of, tpot_seconds
+from jouled.core.accounting.verdicts import Tiers, is_good, tpot_seconds
 from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.group import Final
 from jouled.core.attribution.request import Prefix, Request
@@ -24,6 +24,7 @@ class Receipts:
         self._parameters = parameters
         self._quality = quality
         self._host_idle_source = host_idle_source
+        self._tiers = Tiers(parameters.tiers)
         self._methods: dict[tuple[str, bool], dict[str, str]] = {}
         self._bands: tuple[Doubt, str, Bands] | None = None
 
@@ -48,6 +49,7 @@ class Receipts:
             request,
             self._book.engine.model,
             self._parameters,
+            self._tiers,
             total,
             prefill,
             decode,
@@ -87,14 +89,14 @@ def provisional_receipt(
     if means is None:
         return None
     request = book.outline(event, means)
-    parts = request.parts
-    amounts = [1e-6 * part for part in (parts.prefill_total, parts.decode_total, parts.resident)]
+    amounts = [1e-6 * part for part in (request.prefill_total, request.decode_total, request.resident)]
     prefill, decode, resident = (round(amount, 6) for amount in amounts)
     total = round(prefill + decode + resident, 6)
     return _receipt(
         request,
         book.engine.model,
         parameters,
+        Tiers(parameters.tiers),
         total,
         prefill,
         decode,
@@ -111,6 +113,7 @@ def _receipt(
     request: Request,
     model: str,
     parameters: Parameters,
+    tiers: Tiers,
     total: float,
     prefill: float,
     decode: float,
@@ -124,7 +127,7 @@ def _receipt(
     sigma_prefill: float | None = None,
     sigma_decode: float | None = None,
 ) -> Receipt:
-    event, slos, tiers = request.event, parameters.slos, parameters.tiers
+    event, slos = request.event, parameters.slos
     host_uj, residual_uj, surplus_uj = components.host_uj, components.residual_uj, components.facility_surplus_uj
     arrival_ns, first_ns, last_ns = event.arrival_ns, event.first_token_ns, event.last_token_ns
     tpot = tpot_seconds(event)
@@ -160,7 +163,7 @@ def _receipt(
         tpot,
         (last_ns - arrival_ns) / NANOSECONDS_PER_SECOND,
         {slo.name: is_good(slo, event) for slo in slos} if slos else _NO_SLOS,
-        tier_of(tiers, tpot) if tiers else "",
+        tiers.of(tpot),
         cost,
         currency,
         grams,
@@ -191,9 +194,9 @@ def _unmetered_joules(request: Request, book: EngineBook, means: Prefix | None) 
     if means is None:
         return None
     outline = book.outline(request.event, means)
-    parts, work = outline.parts, outline.work
+    work = outline.work
     share = min(request.unmetered_ns / max(work.last_ns - work.start_ns, 1), 1.0)
-    return 1e-6 * share * parts.total
+    return 1e-6 * share * outline.total
 
 
 def _validity(flags: Sequence[str]) -> str:

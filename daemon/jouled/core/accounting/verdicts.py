@@ -1,6 +1,7 @@
 """Service levels: what a request's times were, and whether they were good enough."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from enum import StrEnum
 
@@ -56,14 +57,18 @@ def verdict_of(outcome: Outcome, *, good: bool) -> Verdict:
     return Verdict.GOOD if good else Verdict.LATE
 
 
-def tier_of(tiers: Sequence[Tier], tpot_seconds: float | None) -> str:
-    """The highest tier whose bound the request's interactivity (1 / TPOT) reaches; without a TPOT it has none.
+class Tiers:
+    """Classes of service by interactivity (1 / TPOT), in order."""
 
-    Tokens that came all at once are as interactive as can be.
-    """
-    rate = 0.0 if tpot_seconds is None else math.inf if tpot_seconds <= 0.0 else 1.0 / tpot_seconds
-    name, highest = "", -math.inf
-    for tier in tiers:
-        if highest < tier.min_tokens_per_second_per_user <= rate:
-            name, highest = tier.name, tier.min_tokens_per_second_per_user
-    return name
+    def __init__(self, tiers: Sequence[Tier]) -> None:
+        by_bound = {tier.min_tokens_per_second_per_user: tier.name for tier in reversed(tiers)}
+        self._bounds = sorted(by_bound)
+        self._names = ["", *(by_bound[bound] for bound in self._bounds)]
+
+    def of(self, tpot_seconds: float | None) -> str:
+        """The highest tier whose bound the request's interactivity reaches; empty where it reaches none.
+
+        Tokens that came all at once are as interactive as can be; without a TPOT nothing is known of it.
+        """
+        rate = 0.0 if tpot_seconds is None else math.inf if tpot_seconds <= 0.0 else 1.0 / tpot_seconds
+        return self._names[bisect_right(self._bounds, rate)]

@@ -109,7 +109,7 @@ class EngineBook:
         """The books of this engine begin with `cell`."""
         self.next_cell = self._first_cell = cell
         for earlier in self._pending.cells_before(cell):
-            for part, _ in self._pending.take(earlier):
+            for part in self._pending.take(earlier):
                 self._pending.add(cell, part)
         self.census.began(start_of(cell))
 
@@ -208,19 +208,20 @@ class EngineBook:
         return [*self.open.values(), *(request for row in rows for request in row.starting)]
 
     def _place_all(self, cell: int) -> None:
-        for part, moved in self._pending.take(cell):
-            self._place(part, cell, moved=moved)
+        for part in self._pending.take(cell):
+            self._place(part, cell)
 
-    def _place(self, part: Served, cell: int, *, moved: bool) -> None:
+    def _place(self, part: Served, cell: int) -> None:
         event = part.event
         first_ns, prompt = event.first_token_ns, event.prompt_tokens
         computed = prompt - part.cached
         start_ns = self._starts.start_ns(part.earliest_ns, first_ns, computed)
         start_cell = start_ns // CELL_NS
         if start_cell > cell:
-            self._pending.move(start_cell, part)
+            part.moved = True
+            self._pending.add(start_cell, part)
             return
-        if moved:
+        if part.moved:
             start_ns, start_cell = max(start_ns, start_of(cell)), cell
         self._starts.observe(start_ns, first_ns, computed)
         edge_ns = start_of(cell) if start_cell < cell else start_ns
@@ -469,7 +470,7 @@ class EngineBook:
 
     def _retire(self, request: Request) -> bool:
         """Take a request out of the open ones; one that only stood in for a request in flight is carried over."""
-        request.phase = DONE
+        request.phase, request.since = DONE, ZERO
         self.open.pop(request, None)
         if self._gaps:
             self._mark_gaps(request)
@@ -477,11 +478,11 @@ class EngineBook:
         carried = self._carried.take(event.id, event.arrival_ns) if self._carried else None
         if request.flags and IN_FLIGHT in request.flags:
             if carried is not None:
-                request.parts.add(carried)
-            self._carried.put(event.id, event.arrival_ns, request.parts)
+                request.add(carried)
+            self._carried.put(event.id, event.arrival_ns, request)
             return False
         if carried is not None:
-            request.parts.add(carried)
+            request.add(carried)
             request.unmetered_ns -= request.work.begin_ns - request.work.start_ns
         return True
 
@@ -512,7 +513,7 @@ class EngineBook:
         for request in self.open.values():
             request.fold(self._prefix)
             request.since = ZERO
-            total += request.parts.total
+            total += request.total
         self._prefix = ZERO
         return total
 
@@ -555,7 +556,7 @@ class EngineBook:
         self.census.forget_before(before_ns)
         self.abandon_in_flight(before_ns - ABANDON_NS)
         for key in self._pending.cells_before(cell_of(before_ns - 1) + 1):
-            for part, _ in self._pending.take(key):
+            for part in self._pending.take(key):
                 yield _unmetered(part.event, "no_energy")
 
     def inherit(self, former: "EngineBook") -> None:
@@ -583,14 +584,13 @@ class EngineBook:
         prefill_seconds = (first_ns - start_ns) / NANOSECONDS_PER_SECOND
         decode_seconds = (work.last_ns - first_ns) / NANOSECONDS_PER_SECOND
         decoded = work.decode_rate * decode_seconds
-        parts = request.parts
-        parts.resident = means.resident * (prefill_seconds + decode_seconds)
-        parts.prefill_step = means.step * prefill_seconds
-        parts.prefill = means.prefill * computed
-        parts.attention = means.attention * work.attention_rate * prefill_seconds
-        parts.decode_step = means.step * decode_seconds
-        parts.decode = means.decode * decoded
-        parts.kv = means.kv * decoded * (work.prompt + decoded / 2)
+        request.resident = means.resident * (prefill_seconds + decode_seconds)
+        request.prefill_step = means.step * prefill_seconds
+        request.prefill = means.prefill * computed
+        request.attention = means.attention * work.attention_rate * prefill_seconds
+        request.decode_step = means.step * decode_seconds
+        request.decode = means.decode * decoded
+        request.kv = means.kv * decoded * (work.prompt + decoded / 2)
         return request
 
     def mean_rates(self) -> Prefix | None:

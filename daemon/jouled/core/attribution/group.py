@@ -4,8 +4,9 @@ measured = prefill + decode + resident + unreported + idle + unattributed + down
 hands all of its energy to an owner or to `held`, finals move whole microjoules out of `held`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from operator import attrgetter
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -36,6 +37,9 @@ GAP_CELLS = 3000
 """Five minutes without any energy are a gap."""
 
 
+_order = attrgetter("event.id", "event.arrival_ns")
+"""The order in which requests of one engine become final, whatever the order in which they came."""
+
 CellEnergy = dict[str, int]
 """Microjoules of each device in one cell."""
 
@@ -62,6 +66,13 @@ class Booking(NamedTuple):
     engine: str
     owner: Owner
     microjoules: int
+
+
+class Closed(NamedTuple):
+    """What closing some cells found: energy with its owner, and the requests that are final now, in their order."""
+
+    bookings: list[Booking]
+    finals: list[Final]
 
 
 class DeviceGroup:
@@ -167,24 +178,29 @@ class DeviceGroup:
 
     # closing
 
-    def advance(self, now_ns: int, *, everything: bool = False) -> tuple[list[Booking], list[Final]]:
-        """Close all cells that may be; `everything` closes up to the last reading, as a recording's end does."""
-        bookings: list[Booking] = []
-        finals: list[Final] = []
+    def advance(self, now_ns: int, *, everything: bool = False) -> Iterator[Closed]:
+        """Close all cells that may be; `everything` closes up to the last reading, as a recording's end does.
+
+        What closing finds is handed over piece by piece, while it is at hand; the caller takes all of it.
+        """
+        closed = Closed([], [])
         if self._anchor is None and not self._find_beginning():
-            self._give_up(now_ns, bookings, finals, everything=everything)
-            return bookings, finals
+            self._give_up(now_ns, closed, everything=everything)
+            yield closed
+            return
         late_uj = sum(meter.take_late() for meter in self.meters)
         if late_uj:
             self._late_booked_uj += late_uj
-            bookings.append(self._book(self._first_engine(), Owner.UNATTRIBUTED, late_uj))
-        self._skip_gap(now_ns, bookings, finals, everything=everything)
+            closed.bookings.append(self._book(self._first_engine(), Owner.UNATTRIBUTED, late_uj))
+        self._skip_gap(now_ns, closed, everything=everything)
+        yield closed
         while (until := self._next_edge(now_ns, everything=everything)) is not None:
-            self._close_range(until, now_ns, bookings, finals)
-            self._skip_gap(now_ns, bookings, finals, everything=everything)
+            yield from self._close_range(until, now_ns)
+            closed = Closed([], [])
+            self._skip_gap(now_ns, closed, everything=everything)
+            yield closed
         if everything:
-            self._finish(bookings, finals)
-        return bookings, finals
+            yield self._finish()
 
     def _first_engine(self) -> str:
         return self.engines[0].engine.name if self.engines else self.quarantined
@@ -195,11 +211,11 @@ class DeviceGroup:
             self._begin(cell_of(min(known)), {})
         return bool(known)
 
-    def _give_up(self, now_ns: int, bookings: list[Booking], finals: list[Final], *, everything: bool) -> None:
+    def _give_up(self, now_ns: int, closed: Closed, *, everything: bool) -> None:
         """No device has ever been read: requests are told all the same, in the end without joules."""
         for book in self.engines:
             requests = book.finish() if everything else book.give_up(now_ns - book.census.horizon_ns(now_ns))
-            finals.extend(self._finalise(book, requests, bookings))
+            self._finalise(book, requests, closed)
 
     def _covered_cell(self, now_ns: int, *, everything: bool) -> int:
         known = [meter for meter in self.meters if meter.curve]
@@ -236,12 +252,14 @@ class DeviceGroup:
         bounds = [covered, *(book.verified_cell(now_ns) for book in self.engines)]
         return bounds if host is None else [*bounds, host]
 
-    def _close_range(self, until: int, now_ns: int, bookings: list[Booking], finals: list[Final]) -> None:
+    def _close_range(self, until: int, now_ns: int) -> Iterator[Closed]:
+        closed = Closed([], [])
         for meter in self.meters:
             if meter.silent(now_ns):
                 meter.freeze(start_of(until))
         if not self.engines:
-            self._close_idle(until, bookings)
+            self._close_idle(until, closed)
+            yield closed
             return
         self._refresh_idle()
         rows = [book.sweep(until, now_ns) for book in self.engines]
@@ -257,11 +275,15 @@ class DeviceGroup:
         self._tell_gaps(begin, until)
         for offset, energy in enumerate(energies):
             cell_rows = [engine_rows[offset] for engine_rows in rows]
-            self._close_cell(begin + offset, cell_rows, energy, idle_per_cell, bookings, finals)
-        self._settle(bookings)
+            self._close_cell(begin + offset, cell_rows, energy, idle_per_cell, closed)
+            if closed.finals:
+                yield closed
+                closed = Closed([], [])
+        self._settle(closed)
         self._closed(until)
+        yield closed
 
-    def _skip_gap(self, now_ns: int, bookings: list[Booking], finals: list[Final], *, everything: bool) -> None:
+    def _skip_gap(self, now_ns: int, closed: Closed, *, everything: bool) -> None:
         """Pass over a long time in which nothing was measured (a suspended host, a gap in a recording) in one step.
 
         A device that fell silent has used nothing that is known: it holds up nobody, as where cells close one by one.
@@ -276,7 +298,7 @@ class DeviceGroup:
             if meter.silent(now_ns):
                 meter.freeze(start_of(until))
         for book in self.engines:
-            finals.extend(self._finalise(book, book.skip(until), bookings))
+            self._finalise(book, book.skip(until), closed)
         self._next = until
 
     def _flat_until_ns(self, now_ns: int, *, everything: bool) -> int:
@@ -289,12 +311,12 @@ class DeviceGroup:
                 found_ns = found_ns if ended else min(found_ns, flat_ns)
         return found_ns
 
-    def _close_idle(self, until: int, bookings: list[Booking]) -> None:
+    def _close_idle(self, until: int, closed: Closed) -> None:
         """Devices of no engine are idle; those of a quarantined one are nobody's."""
         energy_uj = sum(self._take_energy(until).values())
         if energy_uj:
             owner = Owner.UNATTRIBUTED if self.quarantined else Owner.IDLE
-            bookings.append(self._book(self.quarantined, owner, energy_uj))
+            closed.bookings.append(self._book(self.quarantined, owner, energy_uj))
         self._closed(until)
 
     def _closed(self, until: int) -> None:
@@ -422,22 +444,21 @@ class DeviceGroup:
         rows: list[Row],
         energy: dict[str, int],
         idle_per_cell: dict[str, float],
-        bookings: list[Booking],
-        finals: list[Final],
+        closed: Closed,
     ) -> None:
         splits, unused_uj = self._split(rows, energy, idle_per_cell)
         if unused_uj:
-            bookings.append(self._book("", Owner.IDLE, unused_uj))
+            closed.bookings.append(self._book("", Owner.IDLE, unused_uj))
         for book, row, split in zip(self.engines, rows, splits, strict=True):
             name = book.engine.name
             unexplained, requests = book.close(cell, row, split)
             self.held[name] += split.energy - split.idle - unexplained
             if split.idle:
-                bookings.append(self._book(name, Owner.IDLE, split.idle))
+                closed.bookings.append(self._book(name, Owner.IDLE, split.idle))
             if unexplained:
-                bookings.append(self._book(name, Owner.UNATTRIBUTED, unexplained))
+                closed.bookings.append(self._book(name, Owner.UNATTRIBUTED, unexplained))
             ordered = sorted(requests, key=_order) if len(requests) > 1 else requests
-            finals.extend(self._finalise(book, ordered, bookings))
+            self._finalise(book, ordered, closed)
 
     def _split(
         self, rows: list[Row], energy: dict[str, int], idle_per_cell: dict[str, float]
@@ -516,22 +537,22 @@ class DeviceGroup:
             return Split(energy, idle, min(energy - idle, uplift) * row.busy)
         return Split(energy, int(min(energy, base) * (1.0 - row.busy)), min(energy, base + uplift) * row.busy)
 
-    def _finalise(self, book: EngineBook, requests: Iterable[Request], bookings: list[Booking]) -> list[Final]:
+    def _finalise(self, book: EngineBook, requests: Iterable[Request], closed: Closed) -> None:
         """Requests whose last cell has been closed take their whole microjoules out of what is held for them.
 
         They are told at the state of the books right after that cell; booked is one sum per owner.
         """
         ended = list(requests)
         if not ended:
-            return []
+            return
         name, idle_source = book.engine.name, self._idle_source(book)
         doubt = book.doubt()._replace(gauge_seconds=max((meter.gauge_seconds for meter in self.meters), default=0.0))
         sharing = self.sharing(name)
         left = self.held[name]
         prefill = decode = resident = 0
-        finals = []
+        finals = closed.finals
         for request in ended:
-            own_prefill, own_decode, own_resident = request.parts.whole_uj(left)
+            own_prefill, own_decode, own_resident = request.whole_uj(left)
             left -= own_prefill + own_decode + own_resident
             prefill += own_prefill
             decode += own_decode
@@ -540,15 +561,14 @@ class DeviceGroup:
         self.held[name] = left
         for owner, microjoules in ((Owner.PREFILL, prefill), (Owner.DECODE, decode), (Owner.RESIDENT, resident)):
             if microjoules:
-                bookings.append(self._book(name, owner, microjoules))
-        return finals
+                closed.bookings.append(self._book(name, owner, microjoules))
 
     def _idle_source(self, book: EngineBook) -> str:
         devices = {*book.engine.devices, *slices_of(book.engine, self.partitions)}
         sources = {self._idle[name].source for name in devices if name in self._idle}
         return next((word for word in ("estimated", "learned", "configured") if word in sources), "")
 
-    def _settle(self, bookings: list[Booking]) -> None:
+    def _settle(self, closed: Closed) -> None:
         """Hand out work that no event told of, and what the floors left over once nobody can claim it."""
         for book in self.engines:
             name = book.engine.name
@@ -557,34 +577,31 @@ class DeviceGroup:
                 amount = min(counted, self.held[name])
                 if amount:
                     self.held[name] -= amount
-                    bookings.append(self._book(name, owner, amount))
+                    closed.bookings.append(self._book(name, owner, amount))
             unreported = min(book.take_unreported(), self.held[name])
             if unreported:
                 self.held[name] -= unreported
-                bookings.append(self._book(name, Owner.UNREPORTED, unreported))
+                closed.bookings.append(self._book(name, Owner.UNREPORTED, unreported))
             remainder = self.held[name] - int(book.open_uj()) - 1
             if remainder > 0:
                 self.held[name] -= remainder
-                bookings.append(self._book(name, Owner.UNATTRIBUTED, remainder))
+                closed.bookings.append(self._book(name, Owner.UNATTRIBUTED, remainder))
 
-    def _finish(self, bookings: list[Booking], finals: list[Final]) -> None:
+    def _finish(self) -> Closed:
+        closed = Closed([], [])
         for book in self.engines:
-            finals.extend(self._finalise(book, book.finish(), bookings))
+            self._finalise(book, book.finish(), closed)
             name = book.engine.name
             unreported = min(book.take_unreported(), self.held[name])
             for owner, amount in ((Owner.UNREPORTED, unreported), (Owner.UNATTRIBUTED, self.held[name] - unreported)):
                 if amount:
-                    bookings.append(self._book(name, owner, amount))
+                    closed.bookings.append(self._book(name, owner, amount))
             self.held[name] = 0
+        return closed
 
     def _book(self, engine: str, owner: Owner, microjoules: int) -> Booking:
         self.booked_uj += microjoules
         return Booking(engine, owner, microjoules)
-
-
-def _order(request: Request) -> tuple[str, int]:
-    """The order in which requests of one engine become final, whatever the order in which they came."""
-    return request.event.id, request.event.arrival_ns
 
 
 def _by_cell(by_device: Mapping[str, Sequence[int]], count: int) -> list[CellEnergy]:

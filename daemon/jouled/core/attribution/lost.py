@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from jouled.core.attribution.cells import CELL_SECONDS, cell_of, start_of
 from jouled.core.attribution.census import Census
 from jouled.core.attribution.load import Lost, Row
-from jouled.core.attribution.request import IN_FLIGHT, Request
+from jouled.core.attribution.request import IN_FLIGHT
 from jouled.core.attribution.work import Work
 from jouled.model.engine import CounterSemantics
 from jouled.model.requests import RequestEvent
@@ -67,15 +67,19 @@ class LostWork:
         """Book what the requests of a cell add to the engine's counters there, into its row."""
         semantics = self._semantics
         by_step, prompt_first = semantics.generation_at == "step", semantics.prompt_at == "first_token"
+        first = int(semantics.generation == "all")
         for request in row.turning:
             work = request.work
             if work.first_ns < work.from_ns or (request.flags and IN_FLIGHT in request.flags):
                 continue
             if by_step:
-                row.generation_expected += self._at_first_token(request)
+                # What the load does not spread over decode: the first token, or all that came at once.
+                generated = request.event.generation_tokens
+                row.generation_expected += first if work.decode_rate else max(generated - 1 + first, 0)
             if prompt_first:
                 row.prompt_expected += work.computed if self._computed_only else work.prompt
-            self._learn(work)
+            if work.computed > 0:
+                self._learn(work)
         if semantics.generation_at == "finish" or semantics.prompt_at == "finish":
             self._expect_at_finish(row)
 
@@ -90,17 +94,8 @@ class LostWork:
             if semantics.prompt_at == "finish":
                 row.prompt_expected += request.work.computed if self._computed_only else request.work.prompt
 
-    def _at_first_token(self, request: Request) -> int:
-        """Generated tokens that the load does not spread over decode: the first, or all that came at once."""
-        counts_first = self._semantics.generation == "all"
-        if request.work.decode_rate:
-            return int(counts_first)
-        return max(request.event.generation_tokens - (not counts_first), 0)
-
     def _learn(self, work: Work) -> None:
         """The mean prefill, of requests that had one."""
-        if work.computed <= 0:
-            return
         self._requests += 1
         weight = MEAN_WEIGHT if self._requests >= 1 / MEAN_WEIGHT else 1 / self._requests
         seconds = (work.first_ns - work.start_ns) / NANOSECONDS_PER_SECOND

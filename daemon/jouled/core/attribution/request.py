@@ -72,8 +72,8 @@ class Parts:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
-class Request:
-    """A request inserted into the load; `fold` books what the closed cells gave it since the last time.
+class Request(Parts):
+    """A request in the load, with its account; `fold` books what the closed cells gave it since the last time.
 
     `start_watts`, `end_watts`: mean power per member at service start and at the last token, for the uncertainty of
     both edges.
@@ -88,7 +88,6 @@ class Request:
         "end_watts",
         "event",
         "flags",
-        "parts",
         "phase",
         "since",
         "start_watts",
@@ -98,10 +97,11 @@ class Request:
     )
 
     def __init__(self, event: RequestEvent, work: Work, flags: tuple[str, ...]) -> None:
+        self.resident = self.prefill_step = self.prefill = self.attention = 0.0
+        self.decode_step = self.decode = self.kv = 0.0
         self.event = event
         self.work = work
         self.flags = flags
-        self.parts = Parts()
         self.phase = PREFILL
         self.since: Integrals = ZERO
         self.start_watts = self.end_watts = 0.0
@@ -111,18 +111,17 @@ class Request:
 
     def fold(self, now: Integrals) -> None:
         """Take the share of everything since the last fold, and start from here."""
-        parts = self.parts
         resident0, step0, prefill0, attention0, decode0, kv0, moment0 = self.since
         resident, step, prefill, attention, decode, kv, moment = self.since = now
-        parts.resident += resident - resident0
+        self.resident += resident - resident0
         if self.phase == PREFILL:
-            parts.prefill_step += step - step0
-            parts.prefill += self.work.prefill_rate * (prefill - prefill0)
-            parts.attention += self.work.attention_rate * (attention - attention0)
+            work = self.work
+            self.prefill_step += step - step0
+            self.prefill += work.prefill_rate * (prefill - prefill0)
+            self.attention += work.attention_rate * (attention - attention0)
             return
+        self.decode_step += step - step0
         rate = self.tokens_per_pace
-        parts.decode_step += step - step0
         if rate:
-            parts.decode += rate * (decode - decode0)
-            parts.kv += rate * self.context_at_origin * (kv - kv0)
-            parts.kv += rate * rate * (moment - moment0)
+            self.decode += rate * (decode - decode0)
+            self.kv += rate * (self.context_at_origin * (kv - kv0) + rate * (moment - moment0))

@@ -14,14 +14,16 @@ class Served:
     """The part of a request that one engine serves; times are core nanoseconds.
 
     earliest_ns: when service may have begun at the earliest. cached: prompt tokens that it need not compute.
+    moved: its turn was not yet when it first came up.
     """
 
-    __slots__ = ("cached", "earliest_ns", "event", "generated", "last_ns")
+    __slots__ = ("cached", "earliest_ns", "event", "generated", "last_ns", "moved")
 
     def __init__(self, event: RequestEvent, earliest_ns: int, last_ns: int, cached: int, generated: int) -> None:
         self.event = event
         self.earliest_ns, self.last_ns = earliest_ns, last_ns
         self.cached, self.generated = cached, generated
+        self.moved = False
 
 
 def served(event: RequestEvent, role: str) -> Served:

@@ -6,6 +6,7 @@ before it got its first token. The fluid form lets it overlap where the known pr
 """
 
 from bisect import bisect_left, insort
+from collections import deque
 
 from jouled.core.attribution.cells import CELL_NS
 from jouled.model.units import NANOSECONDS_PER_MILLISECOND, NANOSECONDS_PER_SECOND
@@ -26,7 +27,7 @@ class ServiceStart:
         self._cells: list[int] = []
         self._floor = 0
         self._rates: list[float] = []
-        self._order: list[float] = []
+        self._order: deque[float] = deque()
 
     def known(self, first_ns: int) -> None:
         """A request's first token has become known."""
@@ -59,7 +60,7 @@ class ServiceStart:
         insort(self._rates, rate)
         self._order.append(rate)
         if len(self._order) > RATE_SAMPLES:
-            self._rates.remove(self._order.pop(0))
+            del self._rates[bisect_left(self._rates, self._order.popleft())]
 
     def forget(self, cell: int) -> None:
         """First tokens up to this cell are needed no more; called for cell after cell."""

@@ -19,6 +19,7 @@ class SharedTime:
 
     def __init__(self, cell_ns: int, members: int, changes: Iterable[tuple[int, int]]) -> None:
         self._times, self._values, self._slopes = [cell_ns], [0.0], [1.0 / members if members else 0.0]
+        self._at_changes = {cell_ns: 0.0}
         self.busy_seconds = 0.0
         last_ns, value, slope = cell_ns, 0.0, self._slopes[0]
         for t_ns, change in (*sorted(changes), (cell_ns + CELL_NS, 0)):
@@ -28,6 +29,7 @@ class SharedTime:
                 value += slope * seconds
                 self._times.append(t_ns)
                 self._values.append(value)
+                self._at_changes[t_ns] = value
                 self._slopes.append(0.0)
                 last_ns = t_ns
             members += change
@@ -35,5 +37,8 @@ class SharedTime:
 
     def at(self, t_ns: int) -> float:
         """The value at a moment of the cell, its end included."""
+        known = self._at_changes.get(t_ns)
+        if known is not None:
+            return known
         index = bisect_right(self._times, t_ns) - 1
         return self._values[index] + self._slopes[index] * (t_ns - self._times[index]) / NANOSECONDS_PER_SECOND

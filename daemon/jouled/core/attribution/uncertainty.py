@@ -67,25 +67,24 @@ class Bands:
 
         unmetered_joules: what it may have used while no meter told; as far as that goes nothing is known.
         """
-        parts = request.parts
-        own_step = parts.prefill_step + parts.decode_step
-        dynamic = own_step + parts.prefill + parts.attention + parts.decode + parts.kv
+        own_step = request.prefill_step + request.decode_step
+        dynamic = own_step + request.prefill + request.attention + request.decode + request.kv
         step, prefill, attention, decode, kv = self._usual
         sd_step, sd_prefill, sd_attention, sd_decode, sd_kv = CHANNEL_SPREAD
         spread = self._spread * hypot(
             sd_step * (own_step - dynamic * step),
-            sd_prefill * (parts.prefill - dynamic * prefill),
-            sd_attention * (parts.attention - dynamic * attention),
-            sd_decode * (parts.decode - dynamic * decode),
-            sd_kv * (parts.kv - dynamic * kv),
+            sd_prefill * (request.prefill - dynamic * prefill),
+            sd_attention * (request.attention - dynamic * attention),
+            sd_decode * (request.decode - dynamic * decode),
+            sd_kv * (request.kv - dynamic * kv),
         )
-        resident = self._resident * (parts.resident - (dynamic + parts.resident) * self._static)
+        resident = self._resident * (request.resident - (dynamic + request.resident) * self._static)
         floor = self._floor_coarse if request.work.computed > LONG_PROMPT_TOKENS else self._floor
         edges = self._edge_seconds * hypot(request.start_watts, request.end_watts)
         return hypot(edges, spread, resident, floor * joules, self._unreported * joules, unmetered_joules)
 
     def sigma_prefill_joules(self, sigma: float, prefill: float, decode: float, resident: float) -> float:
-        """Standard deviation of a request's prefill joules, from that of the request and its three parts."""
+        """Standard deviation of a request's prefill joules, from that of the request and its three request."""
         total = prefill + decode + resident
         reach = PREFILL_REACH * prefill / total if total > 0.0 else 0.0
         exchanged = prefill if prefill < resident else resident
