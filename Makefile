@@ -7,7 +7,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test acceptance test-real lint bench bench-attribution plots docs clean
+.PHONY: help setup run test faults acceptance test-real lint bench bench-attribution plots docs clean
 
 help:  ## show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -34,6 +34,10 @@ run: $(INSTALLED)  ## the demo: a simulated node of 8 GPUs, the daemon and its p
 test: $(INSTALLED_DEV)  ## all tests but acceptance and real engine
 	@scripts/debian_packages.sh
 	$(BIN)/python -m pytest -m "not real_engine" $(ARGS)
+
+faults: $(INSTALLED_DEV)  ## the fault suite at length: 200 kills, outages, full disk, power loss
+	@scripts/debian_packages.sh
+	JOULED_KILLS=200 $(BIN)/python -m pytest tests/faults $(ARGS)
 
 acceptance: $(INSTALLED_DEV)  ## ten minutes of demo held against the truth, then 50 kills
 	$(BIN)/python tests/acceptance/run.py $(ARGS)

@@ -65,6 +65,9 @@ async def serve(*, fresh: bool) -> None:
     async def nothing_released(_: float) -> dict[str, str]:
         return {}
 
+    async def nothing_forgotten(_: str) -> int:
+        return 0
+
     door = Door(
         snapshot=current,
         provisional=lambda _: None,
@@ -73,6 +76,7 @@ async def serve(*, fresh: bool) -> None:
         accept=nothing_taken,
         forward=None,
         release=nothing_released,
+        forget=nothing_forgotten,
         extra=dict,
         health=lambda: (True, "ok"),
         ready=lambda: (True, "ok"),

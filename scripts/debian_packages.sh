@@ -14,6 +14,8 @@ need gcc gcc                                # compiles the stub libnvidia-ml.so.
 need /usr/include/stdlib.h libc6-dev
 need prometheus prometheus                  # scrapes the daemon; promtool checks rules and pages
 need promtool prometheus
+need victoria-metrics victoria-metrics      # takes points by Influx line protocol and remote write
+need /usr/sbin/mosquitto mosquitto          # the MQTT broker
 need chromium chromium                      # opens the page
 need systemd-analyze systemd                # verifies the unit
 need systemd-nspawn systemd-container       # boots it

@@ -1,8 +1,9 @@
-"""What a collector implements, and nothing else.
+"""What a collector or a sink implements, and nothing else.
 
-Three families, each found by entry point: `jouled.power` (meters), `jouled.engines` (inference engines' pages) and
-`jouled.requests` (what tells of single requests). A collector declares its settings as a `msgspec.Struct`; the
-configuration table of its name is turned into that type, unknown keys refused.
+Four families, each found by entry point: `jouled.power` (meters), `jouled.engines` (inference engines' pages),
+`jouled.requests` (what tells of single requests) and `jouled.sinks` (where points and receipts are sent). Collectors
+and sinks declare their settings as a `msgspec.Struct`; the configuration table of their name is turned into that type,
+unknown keys refused.
 
 Power collectors block and run in a sampler of their own: a thread, or a child process where a vendor library is
 involved. Engine collectors and request receivers own no socket: they declare what they want asked or received and
@@ -17,6 +18,7 @@ from msgspec import Struct
 
 from jouled.model.device import Device
 from jouled.model.engine import CounterSemantics, Latency, LatencyHistogram
+from jouled.model.points import Kind, NumberedReceipt, Points
 from jouled.model.readings import DeviceStatus, EnergyReading, PowerReading
 from jouled.model.requests import RequestEvent, RequestStart
 
@@ -227,4 +229,81 @@ class HttpIngest(Protocol):
 
     def respond(self, received: Received, content_type: str) -> tuple[bytes, Mapping[str, str]]:
         """The answer's body and headers for a sender that speaks this protocol."""
+        ...
+
+
+class SinkSettings(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Settings every sink has.
+
+    type: which sink it is; empty: the one that the table is named after. timeout_seconds: how long one delivery may
+    take before it counts as failed.
+    """
+
+    type: str = ""
+    timeout_seconds: float = 10.0
+
+
+class RejectedRecord(Struct, frozen=True):
+    """A record that the other side will never take: its place in the delivery, a word, and a sentence."""
+
+    index: int
+    reason: str
+    message: str
+
+
+class Delivery(Struct, frozen=True):
+    """What became of a delivery.
+
+    taken: how many records from the first on are dealt with; the others are kept and sent again. rejected: those among
+    the taken that were refused for good; all other taken ones were accepted.
+    """
+
+    taken: int
+    rejected: tuple[RejectedRecord, ...] = ()
+
+
+class OpenSink(Protocol):
+    """A sink in use, from one event loop. It does not retry: the runner does.
+
+    most: the streams that it takes, `TakesPoints` or `TakesReceipts` or both, and how many records of each one
+    delivery may hold. Deliveries raise `SinkError` where nothing was taken, and must bear that records come again which
+    had been taken before.
+    """
+
+    most: Mapping[Kind, int]
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+@runtime_checkable
+class TakesPoints(Protocol):
+    """A sink for the stream `points`."""
+
+    async def points(self, moments: Sequence[Points]) -> Delivery:
+        """Send the series of some moments, oldest first."""
+        ...
+
+
+@runtime_checkable
+class TakesReceipts(Protocol):
+    """A sink for the stream `receipts`."""
+
+    async def receipts(self, receipts: Sequence[NumberedReceipt]) -> Delivery:
+        """Send receipts, in the order of their numbers."""
+        ...
+
+
+class Sink(Protocol):
+    """A kind of sink."""
+
+    name: ClassVar[str]
+    settings_type: ClassVar[type[SinkSettings]]
+
+    def open(self, settings: SinkSettings, node: str) -> OpenSink:
+        """Make one out of its settings; asks nobody yet.
+
+        Raises `ConfigurationError` for settings that make no sense and files that cannot be read.
+        """
         ...

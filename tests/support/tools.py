@@ -13,10 +13,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 _PACKAGES = {
     "chromium": "chromium",
     "gcc": "gcc",
+    "mosquitto": "mosquitto",
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "systemd-analyze": "systemd",
     "systemd-nspawn": "systemd-container",
+    "victoria-metrics": "victoria-metrics",
 }
 
 

@@ -621,6 +621,10 @@ class Pipeline:
             degraded=tuple(f"engine {name} is quarantined ({why})" for name, why in self._quarantined.items()),
         )
 
+    def forget(self, tenant: str) -> None:
+        """Do not show final receipts of a tenant any more; its requests that are not final yet get theirs."""
+        self._account.forget(tenant)
+
     def _recent(self) -> tuple[Receipt, ...]:
         waiting = [self._provisional(event) for event in self._waiting.newest(RECENT_SHOWN // 2)]
         final = list(self._account.recent)[-RECENT_SHOWN:]

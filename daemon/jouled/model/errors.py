@@ -2,6 +2,7 @@
 
 JouledError
 ├── ConfigurationError   the configuration cannot be used; the daemon does not start
+├── SinkError            a sink takes nothing now; everything is kept and sent again
 └── SourceError          a power source or an engine gives nothing now; `state` says which kind of nothing
 """
 
@@ -37,6 +38,20 @@ class JouledError(Exception):
 
 class ConfigurationError(JouledError):
     """The configuration cannot be used."""
+
+
+class SinkError(JouledError):
+    """A sink takes nothing now: what was to be sent is kept.
+
+    reason: a word for the counter (`unreachable`, `unauthorized`, `throttled`, `server_error`, `not_found`, `refused`,
+    `denied`, `disk`).
+    retry_after_seconds: how long the other side asked to be left alone; `None`: it did not say.
+    """
+
+    def __init__(self, reason: str, message: str, *, mend: str = "", retry_after_seconds: float | None = None) -> None:
+        super().__init__(message, mend=mend)
+        self.reason = reason
+        self.retry_after_seconds = retry_after_seconds
 
 
 class SourceError(JouledError):

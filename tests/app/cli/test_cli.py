@@ -198,8 +198,21 @@ def test_the_reference_in_docs_is_current(capsys):
 
 
 def test_the_reference_names_every_key():
-    text = render({name: collector.settings_type for name, collector in load_plugins().power.items()})
-    for title in ("[serve]", "[[engines]]", "[[slo]]", "[requests.otlp]", "[cost]", "[power.nvml]"):
+    plugins = load_plugins()
+    text = render(
+        {name: collector.settings_type for name, collector in plugins.power.items()},
+        {name: sink.settings_type for name, sink in plugins.sinks.items()},
+    )
+    for title in (
+        "[sinks.influx]",
+        "[spool]",
+        "[serve]",
+        "[[engines]]",
+        "[[slo]]",
+        "[requests.otlp]",
+        "[cost]",
+        "[power.nvml]",
+    ):
         assert f"## `{title}`" in text
     for key in ("listen", "token_file", "kv_bytes_per_token", "min_tokens_per_second_per_user", "pue", "tenants"):
         assert f"| `{key}` |" in text
@@ -220,7 +233,7 @@ class Calls(ModuleType):
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        return lambda *arguments: self.calls.append((name, *arguments)) or 7
+        return lambda *arguments, **named: self.calls.append((name, *arguments, *named.items())) or 7
 
 
 @pytest.fixture
@@ -238,7 +251,9 @@ def test_run_hands_over_what_was_typed(runtime, tmp_path):
     argv = ["run", "--listen", "[::1]:8", "--state", "/s", "--record", "/r", "--no-discovery"]
     assert main(argv) == 7
     options = RunOptions(listen="[::1]:8", state=Path("/s"), record=Path("/r"), discover=False)
-    assert daemon.calls == [("run", Config(), options)]
+    [(name, config, given, (key, reread))] = daemon.calls
+    assert (name, config, given, key) == ("run", Config(), options, "reread")
+    assert reread() == Config(), "SIGHUP reads the same file again"
 
 
 def test_demo_and_record_and_release(runtime):
@@ -256,7 +271,7 @@ def test_demo_and_record_and_release(runtime):
 
 
 def test_an_interrupt_is_no_traceback(runtime, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runtime("daemon"), "run", interrupted)
@@ -334,6 +349,27 @@ def test_check_of_a_good_node_is_code_0(tmp_path, capsys):
     config.write_text('[power.estimate]\n[[engines]]\nname = "gateway"\n')
     assert main(["check", "--config", str(config)]) == 0
     assert "1 device" in capsys.readouterr().out
+
+
+def test_check_says_which_sinks_can_be_used_and_no_secret(tmp_path, capsys):
+    (tmp_path / "token").write_text("s3cr3t")
+    (tmp_path / "web.yml").write_text("basic_auth_users:\n  alice: no-hash-at-all\n")
+    config = tmp_path / "c.toml"
+    config.write_text(
+        '[power.estimate]\n[[engines]]\nname = "gateway"\n'
+        f'[serve]\nweb_config_file = "{tmp_path}/web.yml"\n'
+        f'[sinks.influx]\nurl = "http://127.0.0.1:1"\norg = "o"\nbucket = "b"\ntoken_file = "{tmp_path}/token"\n'
+        f'[sinks.second]\ntype = "influx"\nurl = "http://127.0.0.1:1"\norg = "o"\nbucket = "b"\n'
+        f'token_file = "{tmp_path}/missing"\n'
+    )
+    assert main(["check", "--config", str(config)]) == 1
+    out = capsys.readouterr().out
+    assert "influx               ok        takes points and receipts; nothing was sent" in out
+    assert "second               unusable" in out
+    assert f"{tmp_path}/missing cannot be read" in out
+    assert "web_config_file      unusable" in out
+    assert "s3cr3t" not in out
+    assert "no-hash-at-all" not in out
 
 
 def test_check_never_hangs_on_a_source_or_an_engine(tmp_path, capsys, monkeypatch):

@@ -27,6 +27,8 @@ def test_bodies_that_were_forwarded_are_known_by_their_header(headers: dict[str,
         store=nothing,
         power=nothing,
         ingest=nothing,
+        kept=cast("Any", None),
+        forget=cast("Any", None),
         forwarder=cast("Any", kept),
         extra=dict,
     )

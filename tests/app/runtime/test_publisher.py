@@ -14,7 +14,16 @@ from jouled.model.device import Quality
 from jouled.model.receipt import Receipt
 from jouled.model.requests import Outcome
 from jouled.model.snapshot import Snapshot
-from jouled.outputs.store import NO_PROGRESS, Progress, Published, ReceiptQuery, Store, StoreError
+from jouled.outputs.store import (
+    NO_PROGRESS,
+    NOTHING_OUT,
+    Outgoing,
+    Progress,
+    Published,
+    ReceiptQuery,
+    Store,
+    StoreError,
+)
 
 
 def commit(value: int) -> Commit:
@@ -55,6 +64,7 @@ async def test_committed_books_come_back(tmp_path: Path) -> None:
     publisher.hold([receipt("a")])
     await publisher.publish(commit(7), SNAPSHOT)
     assert publisher.snapshot.sequence == 1
+    assert publisher.snapshot.gauges["store_failing"] == {(): 0.0}
     assert [found.id for found in await store.receipts(ReceiptQuery())] == ["a"]
     restored = restore(store, published)
     assert restored == commit(7)
@@ -86,13 +96,18 @@ class BrokenStore(Store):
     committed: list[str]
 
     async def commit(
-        self, books: bytes, receipts: Sequence[Receipt], wall_ns: int, progress: Progress = NO_PROGRESS
+        self,
+        books: bytes,
+        receipts: Sequence[Receipt],
+        wall_ns: int,
+        progress: Progress = NO_PROGRESS,
+        outgoing: Outgoing = NOTHING_OUT,
     ) -> int:
         if self.failures:
             self.failures -= 1
             raise StoreError("disk full")
         self.committed = [each.id for each in receipts]
-        return await super().commit(books, receipts, wall_ns, progress)
+        return await super().commit(books, receipts, wall_ns, progress, outgoing)
 
 
 async def test_what_is_not_committed_is_not_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -105,6 +120,7 @@ async def test_what_is_not_committed_is_not_shown(tmp_path: Path, caplog: pytest
     await publisher.publish(commit(2), SNAPSHOT)
     assert publisher.snapshot.sequence == 0
     assert publisher.trouble == "disk full"
+    assert publisher.snapshot.gauges["store_failing"] == {(): 1.0}, "the one thing that may be shown uncommitted"
     await publisher.publish(commit(3), SNAPSHOT)
     assert publisher.trouble == ""
     assert publisher.snapshot.sequence == 1

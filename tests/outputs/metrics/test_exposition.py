@@ -10,8 +10,9 @@ from tests.support.tools import run, tool
 
 from jouled.model.snapshot import Snapshot
 from jouled.outputs.metrics.catalogue import CATALOGUE
-from jouled.outputs.metrics.exposition import SERIES_LIMIT, Exposition, Format, without_credentials
+from jouled.outputs.metrics.exposition import SERIES_LIMIT, Exposition, Format
 from jouled.outputs.metrics.process import Processes
+from jouled.outputs.metrics.values import without_credentials
 
 
 def page(shown: Snapshot, page_format: Format = Format.OPENMETRICS) -> str:

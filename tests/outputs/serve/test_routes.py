@@ -219,3 +219,13 @@ async def test_what_can_be_got_can_be_asked_for_by_head(serve):
             assert answer.headers["X-Content-Type-Options"] == "nosniff"
     async with served.session.head(served.url("/v1/none")) as answer:
         assert answer.status == 404
+
+
+async def test_a_tenant_is_forgotten_through_the_unix_socket_only(serve):
+    served = await serve()
+    await served.store.commit(b"books", [receipt(1, tenant="red"), receipt(2, tenant="blue")], NOW_NS)
+    refused = await served.post("/api/v1/forget", b'{"tenant": "red"}', 403)
+    assert "jouled forget" in refused["error"]
+    assert await served.post("/api/v1/forget", b'{"tenant": "red"}', unix=True) == {"forgotten": 1}
+    assert [each["tenant"] for each in (await served.get("/api/v1/requests"))["requests"]] == ["blue"]
+    await served.post("/api/v1/forget", b"{}", 400, unix=True)

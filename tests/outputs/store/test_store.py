@@ -282,3 +282,23 @@ async def test_a_retry_under_one_id_is_another_receipt_and_the_newest_comes_firs
     await store.commit(b"", [first], NOW_NS)
     await store.commit(b"", [second], NOW_NS)
     assert await store.receipts(ReceiptQuery(id="x")) == [second, first]
+
+
+async def test_a_forgotten_tenant_leaves_no_byte_behind(tmp_path):
+    store = Store(tmp_path)
+    store.subscribe([("influx", "receipts")])
+    named = [receipt(number, tenant=("acme-corporation", "globex")[number % 2]) for number in range(40)]
+    await store.commit(b"books", named, NOW_NS)
+    await store.receipts(ReceiptQuery())
+    assert await store.forget("acme-corporation") == 20
+    left = await store.receipts(ReceiptQuery(limit=100))
+    assert {each.tenant for each in left} == {"globex"}
+    assert store.take_dropped() == {("influx", "receipts", "forgotten"): 20}
+    assert await store.forget("acme-corporation") == 0
+    assert holding(tmp_path, b"acme-corporation") == []
+    assert holding(tmp_path, b"globex") == [FILE_NAME]
+    store.close()
+
+
+def holding(folder, text):
+    return [path.name for path in folder.iterdir() if text in path.read_bytes()]

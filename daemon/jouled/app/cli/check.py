@@ -1,4 +1,4 @@
-"""`jouled check`: sources, permissions and engines: what works, what does not, and what mends it."""
+"""`jouled check`: sources, permissions, engines and sinks: what works, what does not, and what mends it."""
 
 import argparse
 import asyncio
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from msgspec import Struct
 
 from jouled.api import EngineCollector
+from jouled.app.cli.check_outputs import look_at_outputs, output_lines
 from jouled.app.cli.check_priors import prior_notes
 from jouled.app.cli.console import config_argument, loaded, say, seconds, tell
 from jouled.app.config.faults import nearest
@@ -50,13 +51,22 @@ def execute(arguments: argparse.Namespace) -> int:
     plugins = load_plugins()
     for refused in plugins.refused:
         tell(f"jouled: {refused}")
-    probes = _power(config, plugins, str(arguments.config or "configuration"), arguments.timeout)
+    origin = str(arguments.config or "configuration")
+    probes = _power(config, plugins, origin, arguments.timeout)
     found = discover_engines(plugins.engines) if not config.engines else None
     engines = asyncio.run(_look_at(found.engines if found else config.engines, plugins.engines, config.slo))
     notes = found.notes if found else ()
-    for line in [*_power_lines(probes), "", *_engine_lines(engines), *(f"  note   {note}" for note in notes)]:
+    outputs = asyncio.run(look_at_outputs(config, plugins, origin))
+    for line in [
+        *_power_lines(probes),
+        "",
+        *_engine_lines(engines),
+        *(f"  note   {note}" for note in notes),
+        *output_lines(outputs),
+    ]:
         say(line)
-    return 0 if _all_good(probes, engines, configured=bool(config.power)) else 1
+    good = _all_good(probes, engines, configured=bool(config.power)) and all(look.works for look in outputs)
+    return 0 if good else 1
 
 
 def _power(config: Config, plugins: Plugins, origin: str, timeout_seconds: float) -> list[Probe]:

@@ -28,8 +28,10 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.example:
         say(example().rstrip("\n"))
     elif arguments.reference:
-        collectors = load_plugins().power
-        say(render({name: collector.settings_type for name, collector in collectors.items()}).rstrip("\n"))
+        plugins = load_plugins()
+        collectors = {name: collector.settings_type for name, collector in plugins.power.items()}
+        sinks = {name: sink.settings_type for name, sink in plugins.sinks.items()}
+        say(render(collectors, sinks).rstrip("\n"))
     elif arguments.check:
         _check(arguments.check)
     else:
@@ -41,5 +43,7 @@ def _check(path: Path) -> None:
     plugins = load_plugins()
     for refused in plugins.refused:
         tell(f"jouled: {refused}")
-    plugins.power_settings(load(path, os.environ).power, str(path))
+    config = load(path, os.environ)
+    plugins.power_settings(config.power, str(path))
+    plugins.sink_settings(config.sinks, str(path))
     say(f"{path} is good")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 
 from jouled.app.config.faults import Fault
-from jouled.app.config.types import Config, EngineConfig, Partition
+from jouled.app.config.types import Config, EngineConfig, Partition, Spool
 from jouled.app.config.urls import http_url, listen_address, port_of
 from jouled.model.engine import ENGINE_SIZES
 from jouled.model.parameters import Limits, Price, Slo, Tier
@@ -28,6 +28,7 @@ def check(config: Config) -> None:
         _check_forward(config.requests.otlp.forward, config.serve.listen, "$.requests.otlp.forward")
     _check_cost(config.cost)
     _check_limits(config.limits)
+    _check_spool(config.spool)
 
 
 def check_listen(listen: str, key: str) -> None:
@@ -47,6 +48,15 @@ def check_interval(seconds: float | None, key: str) -> None:
     if seconds is not None and seconds < SHORTEST_INTERVAL_SECONDS:
         mend = f"It must be at least {SHORTEST_INTERVAL_SECONDS:g}"
         raise Fault(key, f"{seconds:g} seconds is no time between two reads", mend)
+
+
+def _check_spool(spool: Spool) -> None:
+    for key in ("interval_seconds", "points_mebibytes", "points_days", "receipts_mebibytes", "receipts_days"):
+        value = getattr(spool, key)
+        if value <= 0:
+            raise Fault(f"$.spool.{key}", f"{value:g} keeps nothing", "It must be above 0")
+    if spool.interval_seconds < 1.0:
+        raise Fault("$.spool.interval_seconds", "books are committed once a second", "It must be at least 1")
 
 
 def _check_engine(engine: EngineConfig, key: str) -> None:

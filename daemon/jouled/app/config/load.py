@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from jouled.api import PowerCollector, PowerSettings
+from jouled.api import PowerCollector, PowerSettings, Sink, SinkSettings
 from jouled.app.config.checks import check, check_interval
 from jouled.app.config.convert import convert
 from jouled.app.config.environment import overlay
@@ -45,6 +45,23 @@ def settings_for(
     try:
         settings = convert(dict(table), collector.settings_type, key)
         check_interval(settings.interval_seconds, f"{key}.interval_seconds")
+    except Fault as fault:
+        raise ConfigurationError(f"{origin}: {fault}", mend=fault.mend) from None
+    return settings
+
+
+def sink_settings_for(
+    sink: Sink | type[Sink], name: str, table: Mapping[str, Any], origin: str = "configuration"
+) -> SinkSettings:
+    """Turn the table `[sinks.<name>]` into the sink's own settings; `origin` is the file it stands in.
+
+    Raises `ConfigurationError`.
+    """
+    key = f"$.sinks.{name}"
+    try:
+        settings = convert(dict(table), sink.settings_type, key)
+        if settings.timeout_seconds <= 0:
+            raise Fault(f"{key}.timeout_seconds", "no delivery is that fast", "It must be above 0")  # noqa: TRY301 - one way out
     except Fault as fault:
         raise ConfigurationError(f"{origin}: {fault}", mend=fault.mend) from None
     return settings

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, inspect
 
-from jouled.api import PowerSettings
+from jouled.api import PowerSettings, SinkSettings
 from jouled.app.config.convert import bare
 from jouled.app.config.types import Config
 
@@ -50,6 +50,13 @@ name = "chat"
 ttft = 500
 tpot = 50
 
+# Push sinks, beside what Prometheus pulls from /metrics. What they cannot take waits on disk.
+# [sinks.influx]
+# url = "http://127.0.0.1:8086"
+# org = "operations"
+# bucket = "jouled"
+# token_file = "/etc/jouled/influx.token"
+
 [cost]
 currency = "EUR"
 price_per_kwh = 0.25
@@ -72,14 +79,17 @@ def example() -> str:
     return _EXAMPLE
 
 
-def render(collectors: Mapping[str, type[Struct]]) -> str:
-    """The whole page in Markdown. `collectors`: the settings of every power collector, by its name."""
+def render(collectors: Mapping[str, type[Struct]], sinks: Mapping[str, type[Struct]]) -> str:
+    """The whole page in Markdown. The settings of every power collector and of every sink, by their names."""
     sections = [_HEAD]
     for field in _fields(Config):
         kind = bare(field.type)
         if field.encode_name == "power":
             sections.append(_section("[power.<collector>]", PowerSettings))
             sections += [_section(f"[power.{name}]", collectors[name]) for name in sorted(collectors)]
+        elif field.encode_name == "sinks":
+            sections.append(_section("[sinks.<name>]", SinkSettings))
+            sections += [_section(f"[sinks.{name}]", sinks[name]) for name in sorted(sinks)]
         elif isinstance(kind, inspect.ListType) and isinstance(kind.item_type, inspect.StructType):
             sections.append(_section(f"[[{field.encode_name}]]", kind.item_type.cls))
         elif isinstance(kind, inspect.StructType):

@@ -33,6 +33,13 @@ class Serve(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "loopback and on the Unix socket only."
         ),
     ] = ""
+    web_config_file: Annotated[
+        str,
+        Meta(
+            description="File with TLS, users and headers in the format of Prometheus' exporter-toolkit; it is read "
+            "again when it changes. Needs `pip install 'jouled[web]'`."
+        ),
+    ] = ""
 
 
 class Node(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -165,11 +172,46 @@ class Requests(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     otlp: Otlp = Otlp()
 
 
+class Privacy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is kept of single requests; docs/privacy.md says what else there is, and for how long."""
+
+    receipts: Annotated[
+        bool,
+        Meta(
+            description="Keep, show and send receipts. Without them requests are counted and attributed all the same, "
+            "and only sums remain."
+        ),
+    ] = True
+    hash_ids: Annotated[
+        bool,
+        Meta(
+            description="Replace the ids of requests, traces and spans by keyed hashes as soon as they arrive. The key "
+            "is made once and lies beside the books."
+        ),
+    ] = False
+
+
+class Spool(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What waits on disk until every sink has it. Nothing is written for sinks where there are none.
+
+    Receipts are kept for the API in any case; a sink that is away for longer misses those that were removed. Whatever
+    a limit takes from a sink is counted in `jouled_spool_dropped_total`.
+    """
+
+    interval_seconds: Annotated[float, Meta(description="Time between two moments of all series.")] = 10.0
+    points_mebibytes: Annotated[float, Meta(description="Most that waiting series may take; the oldest go first.")] = (
+        256.0
+    )
+    points_days: Annotated[float, Meta(description="Longest that series wait.")] = 7.0
+    receipts_mebibytes: Annotated[float, Meta(description="Most that receipts may take; the oldest go first.")] = 512.0
+    receipts_days: Annotated[float, Meta(description="How long receipts are kept.")] = 7.0
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything the operator decides.
 
     `power` holds one table for each collector, whose settings are the collector's own; with none of them the daemon
-    looks for what the node has.
+    looks for what the node has. `sinks` holds one table for each sink, with the sink's own settings.
     """
 
     state: State = State()
@@ -185,6 +227,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     requests: Requests = Requests()
     cost: Price = Price()
     limits: Limits = Limits()
+    privacy: Privacy = Privacy()
+    spool: Spool = Spool()
+    sinks: dict[str, dict[str, Any]] = {}
 
     def parameters(self) -> Parameters:
         """What of it the core needs to know."""

@@ -13,12 +13,12 @@ from collections.abc import Callable
 import msgspec
 
 from jouled.api import PowerCollector, PowerSettings
-from jouled.app.runtime.backoff import Backoff
 from jouled.app.runtime.batch import Batch
 from jouled.app.runtime.child import LENGTH_BYTES, NEEDS_NEW_PROCESS, Assignment
 from jouled.app.runtime.clock import BootClock
 from jouled.model.errors import SourceError, SourceState
 from jouled.model.readings import SourceReport
+from jouled.outputs.backoff import Backoff
 
 HUNG_SECONDS = 30.0
 """A child that said nothing for this long is killed. It speaks every 1.5 s, but opening eight GPUs takes seconds."""

@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,11 +17,13 @@ from msgspec.structs import replace
 
 import jouled
 from jouled.app.config import Config, Paths, RunOptions, paths
+from jouled.app.config.types import Spool
 from jouled.app.runtime import log
 from jouled.app.runtime.batch import Batch
 from jouled.app.runtime.clock import BootClock, ClockState
 from jouled.app.runtime.continuity import Continuity, boot_id, take_up
 from jouled.app.runtime.coverage import CoverageWatch
+from jouled.app.runtime.durable import Durable
 from jouled.app.runtime.ingest import Ingest
 from jouled.app.runtime.last_minutes import LastMinutes, QuarantineRecorder
 from jouled.app.runtime.metering import Metering
@@ -29,16 +31,24 @@ from jouled.app.runtime.notify import Notifier
 from jouled.app.runtime.own import OwnCounts
 from jouled.app.runtime.plugins import Plugins, check_types, load_plugins
 from jouled.app.runtime.power import PowerSources
-from jouled.app.runtime.publisher import Commit, Publisher, restore
+from jouled.app.runtime.pseudonyms import load_or_make
+from jouled.app.runtime.publisher import Commit, Publisher, restore, without_requests
 from jouled.app.runtime.recording import Writer
+from jouled.app.runtime.reloads import Reloads
+from jouled.app.runtime.signals import Signals
 from jouled.core.journal import Journal
 from jouled.model.errors import ConfigurationError, JouledError, SourceState
 from jouled.model.receipt import Receipt
 from jouled.model.snapshot import Snapshot
-from jouled.outputs.store import Published, ReceiptQuery, Store, StoreError
+from jouled.model.units import nanoseconds
+from jouled.outputs.store import Limits, Published, ReceiptQuery, Store, StoreError
 
 if TYPE_CHECKING:
+    from jouled.app.runtime.sinks import Sinks
     from jouled.outputs.serve import Running
+
+DRAIN_SECONDS = 2.0
+"""Of that, what sinks have to send what still waits; the rest is sent after the next start."""
 
 STOP_SECONDS = 5.0
 """An orderly stop takes no longer; then the process ends all the same, and says so."""
@@ -72,10 +82,29 @@ class Companion(Protocol):
         ...
 
 
-def run(config: Config, options: RunOptions, companion: Companion | None = None) -> int:
-    """Run the daemon until SIGTERM or SIGINT; the exit code. Raises `JouledError` if it cannot start."""
+def run(
+    config: Config,
+    options: RunOptions,
+    companion: Companion | None = None,
+    reread: Callable[[], Config] | None = None,
+) -> int:
+    """Run the daemon until SIGTERM or SIGINT; the exit code. `reread` gives the configuration anew on SIGHUP.
+
+    Raises `JouledError` if it cannot start.
+    """
     log.set_up()
-    return _run(Daemon(config, options, companion), None)
+    reloads, signals = Reloads(config, reread), Signals()
+    with asyncio.Runner() as runner:
+        while True:
+            try:
+                daemon = Daemon(reloads.config, options, companion, reloads=reloads, signals=signals)
+                code = _live_once(runner, daemon, None)
+            except JouledError as error:
+                if not reloads.fall_back(error):
+                    raise
+                continue
+            if not daemon.reloads_now:
+                return code
 
 
 def record(config: Config, options: RunOptions, out: Path, seconds: float | None) -> int:
@@ -86,16 +115,16 @@ def record(config: Config, options: RunOptions, out: Path, seconds: float | None
     log.set_up()
     with tempfile.TemporaryDirectory(prefix="jouled-record-") as books:
         options = replace(options, record=out, state=Path(books))
-        return _run(Daemon(config, options, serves=False), seconds)
+        with asyncio.Runner() as runner:
+            return _live_once(runner, Daemon(config, options, serves=False), seconds)
 
 
-def _run(daemon: "Daemon", seconds: float | None) -> int:
+def _live_once(runner: asyncio.Runner, daemon: "Daemon", seconds: float | None) -> int:
     # A driver, a disk or a client may hang for ever; the books of the last second are committed whatever happens.
     deadline = threading.Timer(STOP_SECONDS, _give_up)
     deadline.daemon = True
     try:
-        with asyncio.Runner() as runner:
-            return runner.run(daemon.run(seconds, deadline.start))
+        return runner.run(daemon.run(seconds, deadline.start))
     finally:
         deadline.cancel()
 
@@ -109,19 +138,30 @@ class Daemon:
     """One daemon, from its start to its end."""
 
     def __init__(
-        self, config: Config, options: RunOptions, companion: Companion | None = None, *, serves: bool = True
+        self,
+        config: Config,
+        options: RunOptions,
+        companion: Companion | None = None,
+        *,
+        serves: bool = True,
+        reloads: Reloads | None = None,
+        signals: Signals | None = None,
     ) -> None:
         """Build what needs no event loop.
 
         Raises `JouledError` for whatever stands against a start: configuration, plug-ins, state directory.
         """
         self._config = config
+        self._reloads = reloads or Reloads(config)
+        self._signals = signals or Signals()
+        self.reloads_now = False
         self._companion = companion
         self._serves = serves
         self._discovers = options.discover
         self._listen = options.listen or config.serve.listen
         self._plugins = _plugins()
         self._power_settings = self._plugins.power_settings(config.power)
+        self._sink_settings = self._plugins.sink_settings(config.sinks) if serves else {}
         check_types(config.engines, self._plugins.engines)
         self._token = _token(config.serve.token_file)
         self._notifier = Notifier()
@@ -130,10 +170,12 @@ class Daemon:
         self._news = asyncio.Event()
         self._where = _directories(options, config)
         node = config.node.name or socket.gethostname()
-        self._store = Store(self._where.state)
+        self._node = node
+        self._pseudonyms = load_or_make(self._where.state) if config.privacy.hash_ids else None
+        self._store = _store(self._where.state, config.spool)
         published = Published(self._where.runtime / "published")
         restored = restore(self._store, published)
-        own = restored.own if restored else OwnCounts.empty()
+        own = restored.own if restored else OwnCounts.empty(time.time_ns())
         taken = take_up(self._store, restored, replace(config.parameters(), node=node))
         if taken.result:
             own.restarts[taken.result] = own.restarts.get(taken.result, 0) + 1
@@ -146,13 +188,15 @@ class Daemon:
         self._publisher = Publisher(self._store, published, own)
         self._clock_state = ClockState(boot_id(), clock.offset_ns)
         self._coverage = CoverageWatch()
+        self._durable = Durable()
 
     async def run(self, seconds: float | None, on_stop: Callable[[], None]) -> int:
         """Live until told to stop, for at most so many seconds; `on_stop` is called as the end begins."""
-        self._handle_signals()
+        self._signals.attach(self._stop.set, self._reload)
         try:
             await self._live(seconds, on_stop)
             await self._commit_the_rest()
+            await self._sinks.drain(DRAIN_SECONDS)
         finally:
             self._metering.close()
             self._note_failure()
@@ -163,6 +207,7 @@ class Daemon:
 
     async def _live(self, seconds: float | None, on_stop: Callable[[], None]) -> None:
         """Run all tasks until the stop, then end them and wait for what the sources have to say last."""
+        self._sinks = self._open_sinks()
         self._power = self._power_sources()
         async with asyncio.TaskGroup() as group, contextlib.AsyncExitStack() as stack:
             self._power.start(group)
@@ -177,6 +222,7 @@ class Daemon:
                     await self._stop.wait()
             on_stop()
             self._notifier.stopping()
+            self._durable.refuse()
             self._power.stop()
             for task in tasks:
                 task.cancel()
@@ -194,12 +240,20 @@ class Daemon:
         stack.callback(engines.stop)
         forward_url = self._config.requests.otlp.forward
         forwarder = Forwarder(forward_url, metering.own.forwarded) if forward_url else None
+        refused = metering.own.http_refused = Counter(metering.own.http_refused)
         self._front = Front(
             metering=metering,
             publisher=self._publisher,
             store=self._store,
             power=self._power,
-            ingest=Ingest(engines.engines, metering.feed, metering.own.reject, metering.clock, metering.wall),
+            ingest=Ingest(
+                engines.engines, metering.feed, metering.own.reject, metering.clock, metering.wall, self._pseudonyms
+            ),
+            pseudonyms=self._pseudonyms,
+            shows_receipts=self._config.privacy.receipts,
+            refused=refused,
+            kept=self._durable.wait,
+            forget=self._forget,
             forwarder=forwarder,
             extra=self._companion.extra if self._companion else dict,
         )
@@ -212,12 +266,25 @@ class Daemon:
             metering.feed(partition.device())
         engines.start(group, self._config.engines, discover=self._discovers)
         tasks = [group.create_task(self._tick_every_second(group), name="ticks")]
+        tasks += self._sinks.start(group)
         if forwarder is not None:
             tasks.append(group.create_task(forwarder.run(), name="forward"))
         if self._companion is not None:
             companion = self._companion.run(lambda: self._publisher.snapshot)
             tasks.append(group.create_task(companion, name="companion"))
         return tasks
+
+    def _open_sinks(self) -> "Sinks":
+        from jouled.app.runtime.sinks import Sinks
+
+        return Sinks(
+            self._sink_settings,
+            self._store,
+            self._metering.own,
+            node=self._node,
+            interval_seconds=self._config.spool.interval_seconds,
+            wall_ns=time.time_ns,
+        )
 
     async def _remember_receipts(self) -> None:
         try:
@@ -229,7 +296,8 @@ class Daemon:
         from jouled.outputs.serve import build_app, start
 
         door = self._front.door(tuple(self._plugins.requests.values()), self._token)
-        server = await start(build_app(door), listen=self._listen, unix_socket=self._where.socket)
+        web_config_file = Path(self._config.serve.web_config_file) if self._config.serve.web_config_file else None
+        server = await start(build_app(door, web_config_file), listen=self._listen, unix_socket=self._where.socket)
         _log.info("jouled %s on %s, books in %s", jouled.__version__, self._listen, self._where.state)
         return server
 
@@ -242,6 +310,13 @@ class Daemon:
         await self._publish()
         if self._publisher.waiting:
             _log.error("%d receipts are lost: %s", self._publisher.waiting, self._publisher.trouble)
+
+    async def _forget(self, tenant: str) -> int:
+        """Remove a tenant's receipts from everything that the daemon keeps; returns how many the store had."""
+        self._metering.pipeline.forget(tenant)
+        self._publisher.forget(tenant)
+        self._continuity.whole_next()  # the state and the inputs on disk name the tenant, too
+        return await self._store.forget(tenant)
 
     def _power_sources(self) -> PowerSources:
         looks = self._discovers and not self._power_settings
@@ -268,12 +343,14 @@ class Daemon:
             unproven = self._still_unproven(unproven, required_until)
             if not (self._front.is_ready or unproven or self._publisher.snapshot.sequence == 0):
                 self._front.is_ready = True
+                self._reloads.works()
                 self._notifier.ready(f"serving on {self._listen}")
             await self._until_next_tick()
 
     def _advance(self) -> None:
         receipts = self._metering.advance()
-        self._publisher.hold(receipts)
+        if self._config.privacy.receipts:
+            self._publisher.hold(receipts)
         if self._companion is not None:
             self._companion.take(receipts)
 
@@ -282,13 +359,22 @@ class Daemon:
         metering = self._metering
         if metering.has_failed:
             return
+        self._durable.begin()
         snapshot = metering.own.added_to(metering.pipeline.snapshot(metering.clock.now_ns()))
+        snapshot = self._reloads.added_to(self._sinks.added_to(snapshot))
+        if not self._config.privacy.receipts:
+            snapshot = without_requests(snapshot)
         commit = Commit(books=metering.pipeline.books(), own=metering.own, clock=self._clock_state)
         progress = self._continuity.progress()
         self._coverage.look(snapshot)
         if self._serves:
             snapshot = await self._quarantine.look(snapshot)
-        if not await self._publisher.publish(commit, snapshot, progress):
+        outgoing = self._sinks.outgoing(snapshot)
+        committed = await self._publisher.publish(commit, snapshot, progress, outgoing)
+        self._durable.end(committed=committed)
+        if committed:
+            self._sinks.committed(outgoing)
+        else:
             self._continuity.lost()
 
     def _still_unproven(self, unproven: set[str], until: float) -> set[str]:
@@ -341,18 +427,11 @@ class Daemon:
         except StoreError as error:
             _log.error("%s", error)
 
-    def _handle_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-
-        def on_end(number: signal.Signals) -> None:
-            _log.info("%s: jouled ends", number.name)
+    def _reload(self) -> None:
+        """End in order, to be followed by a daemon with the configuration as it is now; a bad one changes nothing."""
+        if self._reloads.again():
+            self.reloads_now = True
             self._stop.set()
-            for each in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(each)  # a second one ends the process at once
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_end, number)
-        loop.add_signal_handler(signal.SIGHUP, _log.info, "SIGHUP: the configuration is read at the start only")
 
 
 def _plugins() -> Plugins:
@@ -371,6 +450,14 @@ def _directories(options: RunOptions, config: Config) -> Paths:
             f"the directory {where.runtime} cannot be made: {error.strerror}", mend="Give another one with --state DIR"
         ) from error
     return where
+
+
+def _store(directory: Path, spool: Spool) -> Store:
+    limits = Limits(
+        points_bytes=round(spool.points_mebibytes * 1024 * 1024),
+        points_ns=nanoseconds(spool.points_days * 86_400.0),
+    )
+    return Store(directory, receipt_days=spool.receipts_days, receipt_mebibytes=spool.receipts_mebibytes, limits=limits)
 
 
 def _token(path: str) -> str | None:

@@ -8,7 +8,6 @@ import aiohttp
 from msgspec.structs import replace
 
 from jouled.api import Clock, EngineCollector, EnginePage, LatencyCollector
-from jouled.app.runtime.backoff import Backoff
 from jouled.app.runtime.cpu_time import cpu_seconds
 from jouled.app.runtime.model_files import find_file_sizes
 from jouled.app.runtime.page_filter import of_replica
@@ -19,6 +18,7 @@ from jouled.model.errors import SourceError, SourceState
 from jouled.model.parameters import Slo
 from jouled.model.readings import SourceReport
 from jouled.model.units import nanoseconds, seconds
+from jouled.outputs.backoff import Backoff
 
 Feed = Callable[[Engine | EngineSample | SourceReport], object]
 

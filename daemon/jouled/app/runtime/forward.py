@@ -9,7 +9,7 @@ from http import HTTPStatus
 import aiohttp
 from msgspec import Struct
 
-from jouled.app.runtime.backoff import Backoff
+from jouled.outputs.backoff import Backoff
 
 MOST_BODIES = 1_000
 MOST_BYTES = 32 * 1024 * 1024

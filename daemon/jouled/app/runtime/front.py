@@ -1,18 +1,23 @@
 """The daemon's side of the door: what the HTTP server may ask of it."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
+
+from msgspec.structs import replace
 
 from jouled.api import HttpIngest, Received
 from jouled.app.runtime.forward import MARKER, Body, Forwarder
 from jouled.app.runtime.ingest import Ingest
 from jouled.app.runtime.metering import Metering
 from jouled.app.runtime.power import PowerSources
+from jouled.app.runtime.pseudonyms import Pseudonyms
 from jouled.app.runtime.publisher import Publisher
 from jouled.model.errors import JouledError
+from jouled.model.receipt import Receipt
 from jouled.outputs.serve import Door
-from jouled.outputs.store import Store
+from jouled.outputs.store import ReceiptQuery, Store
 
 STALLED_SECONDS = 10.0
 """Without a tick for so long the daemon is not healthy; one comes every second."""
@@ -31,8 +36,13 @@ class Front:
         store: Store,
         power: PowerSources,
         ingest: Ingest,
+        kept: Callable[[], Awaitable[None]],
+        forget: Callable[[str], Awaitable[int]],
         forwarder: Forwarder | None,
         extra: Callable[[], Mapping[str, Any]],
+        pseudonyms: Pseudonyms | None = None,
+        shows_receipts: bool = True,
+        refused: Counter[str] | None = None,
     ) -> None:
         self.is_ready = False
         self.ticked = time.monotonic()
@@ -41,29 +51,50 @@ class Front:
         self._store = store
         self._power = power
         self._ingest = ingest
+        self._kept = kept
+        self._forget = forget
         self._forwarder = forwarder
         self._extra = extra
+        self._pseudonyms = pseudonyms
+        self._shows_receipts = shows_receipts
+        self._refused = Counter() if refused is None else refused
 
     def door(self, ingests: Sequence[HttpIngest], token: str | None) -> Door:
         """All of it, as the server wants it."""
         return Door(
             snapshot=lambda: self._publisher.snapshot,
-            provisional=self._metering.pipeline.provisional,
-            receipts=self._store.receipts,
+            provisional=self._provisional,
+            receipts=self._receipts,
             ingests=ingests,
             accept=self._accept,
             forward=self._forward if self._forwarder else None,
             release=self._release,
+            forget=self._forget,
             extra=self._extra,
             health=self._health,
             ready=self._ready,
             token=token,
+            refused=self._refused,
         )
+
+    def _provisional(self, request_id: str) -> Receipt | None:
+        if not self._shows_receipts:
+            return None
+        return self._metering.pipeline.provisional(self._known_as(request_id))
+
+    async def _receipts(self, query: ReceiptQuery) -> list[Receipt]:
+        return await self._store.receipts(replace(query, id=self._known_as(query.id)))
+
+    def _known_as(self, request_id: str) -> str:
+        """The id as the books have it."""
+        return self._pseudonyms.request_id(request_id) if self._pseudonyms and request_id else request_id
 
     async def _accept(self, _receiver: HttpIngest, received: Received) -> Received:
         taken = self._ingest.take(received)
         if self._metering.has_failed:
             raise JouledError("jouled ends because its books cannot be trusted any more")
+        if taken.requests:
+            await self._kept()
         return taken
 
     def _forward(self, receiver: HttpIngest, body: bytes, headers: Mapping[str, str]) -> None:

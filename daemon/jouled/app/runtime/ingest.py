@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from msgspec.structs import replace
 
 from jouled.api import Clock, EngineHint, Received, ReceivedRequest, Refusals, Rejected
+from jouled.app.runtime.pseudonyms import Pseudonyms
 from jouled.app.runtime.wall_clock import WallClock
 from jouled.model.engine import Engine
 from jouled.model.requests import RequestEvent, RequestStart
@@ -24,7 +25,7 @@ class Ingest:
     """Routes requests to engines and feeds them to the core.
 
     feed: the core's; it returns why it refused an event, the empty string if it took it. count: takes the reason of
-    events that never reached the core, and how many.
+    events that never reached the core, and how many. pseudonyms: what ids are replaced by before anybody keeps them.
     """
 
     def __init__(
@@ -34,12 +35,14 @@ class Ingest:
         count: Callable[[str, int], None],
         clock: Clock,
         wall: WallClock,
+        pseudonyms: Pseudonyms | None = None,
     ) -> None:
         self._engines = engines
         self._feed = feed
         self._count = count
         self._clock = clock
         self._wall = wall
+        self._pseudonyms = pseudonyms
 
     def take(self, received: Received) -> Received:
         """Feed what was received; returns it with what was refused here added to `rejected`."""
@@ -66,6 +69,8 @@ class Ingest:
             self._count(_UNKNOWN_ENGINE, 1)
             return Rejected(position, _UNKNOWN_ENGINE, _whose(request.hint, engines))
         event = self._in_core_time(request.event, engine, now_ns)
+        if self._pseudonyms is not None:
+            event = self._pseudonyms.of_event(event)
         if isinstance(event, RequestStart) and (refusal := _out_of_time(event, position, now_ns)):
             self._count(refusal.reason, 1)
             return refusal

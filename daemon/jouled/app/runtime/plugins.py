@@ -7,13 +7,21 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from jouled.api import API_VERSION, EngineCollector, HttpIngest, PowerCollector, PowerSettings
+from jouled.api import (
+    API_VERSION,
+    EngineCollector,
+    HttpIngest,
+    PowerCollector,
+    PowerSettings,
+    Sink,
+    SinkSettings,
+)
 from jouled.app.config.faults import nearest
-from jouled.app.config.load import settings_for
+from jouled.app.config.load import settings_for, sink_settings_for
 from jouled.app.config.types import EngineConfig
 from jouled.model.errors import ConfigurationError
 
-POWER, ENGINES, REQUESTS = "jouled.power", "jouled.engines", "jouled.requests"
+POWER, ENGINES, REQUESTS, SINKS = "jouled.power", "jouled.engines", "jouled.requests", "jouled.sinks"
 
 _OWN_PACKAGE = "jouled"
 _NEEDED = {
@@ -22,6 +30,7 @@ _NEEDED = {
         "page_path", "version_path", "default_port", "semantics", "recognises", "port", "page", "version",
     ),
     REQUESTS: ("path", "content_types", "decode", "respond"),
+    SINKS: ("settings_type", "open"),
 }  # fmt: skip
 
 
@@ -43,6 +52,7 @@ class Plugins(Struct, frozen=True, kw_only=True):
     power: Mapping[str, PowerCollector] = {}
     engines: Mapping[str, EngineCollector] = {}
     requests: Mapping[str, HttpIngest] = {}
+    sinks: Mapping[str, Sink] = {}
     refused: tuple[RefusedPlugin, ...] = ()
 
     def power_settings(
@@ -62,6 +72,27 @@ class Plugins(Struct, frozen=True, kw_only=True):
                 raise ConfigurationError(
                     f"{origin}: $.power.{name}: no power collector is called `{name}`", mend=nearest(name, self.power)
                 )
+        return settings
+
+    def sink_settings(
+        self, tables: Mapping[str, Mapping[str, Any]], origin: str = "configuration"
+    ) -> dict[str, tuple[Sink, SinkSettings]]:
+        """The sink and the settings of every `[sinks.<name>]` table; `origin` is the file.
+
+        Raises `ConfigurationError` for a sink that does not exist or is broken: what was to be sent must not be lost
+        in silence.
+        """
+        broken = {plugin.name: plugin for plugin in self.refused if plugin.group == SINKS}
+        settings = {}
+        for name, table in tables.items():
+            kind = str(table.get("type") or name)
+            if kind in broken:
+                raise ConfigurationError(f"{origin}: $.sinks.{name}: {broken[kind]}")
+            if kind not in self.sinks:
+                mend = nearest(kind, self.sinks)
+                raise ConfigurationError(f"{origin}: $.sinks.{name}: no sink is called `{kind}`", mend=mend)
+            sink = self.sinks[kind]
+            settings[name] = (sink, sink_settings_for(sink, name, table, origin))
         return settings
 
     def discoverable(self) -> dict[str, PowerSettings]:
@@ -88,8 +119,12 @@ def load_plugins(find: Callable[..., Iterable[metadata.EntryPoint]] = metadata.e
                 reason = str(error) if isinstance(error, _UnfitError) else f"{type(error).__name__}: {error}"
                 refused.append(RefusedPlugin(group, entry.name, _package(entry), reason))
     return Plugins(
-        power=loaded[POWER], engines=loaded[ENGINES], requests=loaded[REQUESTS], refused=tuple(refused)
-    )  # fmt: skip
+        power=loaded[POWER],
+        engines=loaded[ENGINES],
+        requests=loaded[REQUESTS],
+        sinks=loaded[SINKS],
+        refused=tuple(refused),
+    )
 
 
 def check_types(configured: Sequence[EngineConfig], collectors: Mapping[str, EngineCollector]) -> None:
@@ -120,6 +155,8 @@ def _load(entry: metadata.EntryPoint, taken: Mapping[str, Any]) -> Any:
         raise _UnfitError(f"it calls itself `{plugin.name}`")
     if entry.group == POWER:
         _check_power(plugin)
+    if entry.group == SINKS:
+        _check_sink(plugin)
     return plugin
 
 
@@ -128,6 +165,11 @@ def _check_power(plugin: Any) -> None:
         raise _UnfitError("its settings_type is no PowerSettings")
     if plugin.isolation not in {"thread", "process"}:
         raise _UnfitError(f"its isolation is {plugin.isolation!r}, neither thread nor process")
+
+
+def _check_sink(plugin: Any) -> None:
+    if not (isinstance(plugin.settings_type, type) and issubclass(plugin.settings_type, SinkSettings)):
+        raise _UnfitError("its settings_type is no SinkSettings")
 
 
 def _package(entry: metadata.EntryPoint) -> str:

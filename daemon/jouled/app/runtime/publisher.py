@@ -17,7 +17,17 @@ from jouled.core.books import Books
 from jouled.model.errors import JouledError
 from jouled.model.receipt import Receipt
 from jouled.model.snapshot import Snapshot
-from jouled.outputs.store import NO_PROGRESS, Committed, Progress, Published, Store, StoreError, may_continue
+from jouled.outputs.store import (
+    NO_PROGRESS,
+    NOTHING_OUT,
+    Committed,
+    Outgoing,
+    Progress,
+    Published,
+    Store,
+    StoreError,
+    may_continue,
+)
 
 MOST_WAITING_RECEIPTS = 20_000
 """Final receipts held while the store cannot be written, about 20 MB; older ones are dropped and counted."""
@@ -77,12 +87,22 @@ class Publisher:
             dropped = self._own.receipts_dropped
             dropped[_STORE_FAILS] = dropped.get(_STORE_FAILS, 0) + excess
 
+    def forget(self, tenant: str) -> None:
+        """No commit gets receipts of this tenant that no commit has yet."""
+        self._waiting = [receipt for receipt in self._waiting if receipt.tenant != tenant]
+
     @property
     def waiting(self) -> int:
         """Receipts that no commit has yet."""
         return len(self._waiting)
 
-    async def publish(self, commit: Commit, snapshot: Snapshot, progress: Progress = NO_PROGRESS) -> bool:
+    async def publish(
+        self,
+        commit: Commit,
+        snapshot: Snapshot,
+        progress: Progress = NO_PROGRESS,
+        outgoing: Outgoing = NOTHING_OUT,
+    ) -> bool:
         """Commit these books with the receipts held so far, then show the snapshot of the same moment.
 
         Returns whether the store has them.
@@ -90,10 +110,12 @@ class Publisher:
         receipts, self._waiting = self._waiting, []
         wall_ns = snapshot.t_ns + snapshot.wall_minus_core_ns
         try:
-            sequence = await self._store.commit(self._encoder.encode(commit), receipts, wall_ns, progress)
+            sequence = await self._store.commit(self._encoder.encode(commit), receipts, wall_ns, progress, outgoing)
         except StoreError as error:
             self._waiting[:0] = receipts
             self._complain(error)
+            # What is shown stays as it was committed; that it stands still is all there is to say.
+            self.snapshot = _with_store_failing(self.snapshot, failing=True)
             return False
         self._count_removed()
         try:
@@ -105,7 +127,7 @@ class Publisher:
             lost = self._own.receipts_dropped.get(_STORE_FAILS, 0)
             _log.warning("books are committed again; receipts lost for want of a store so far: %d", lost)
             self.trouble = ""
-        self.snapshot = replace(snapshot, sequence=sequence)
+        self.snapshot = _with_store_failing(replace(snapshot, sequence=sequence), failing=False)
         return True
 
     def _count_removed(self) -> None:
@@ -119,3 +141,19 @@ class Publisher:
         if not self.trouble:
             _log.error("metering goes on, but nothing new is published: %s", error)
         self.trouble = str(error)
+
+
+def without_requests(snapshot: Snapshot) -> Snapshot:
+    """The snapshot without anything of a single request: no receipts, no exemplars."""
+    histograms = {
+        name: {labels: replace(histogram, exemplars=()) for labels, histogram in of.items()}
+        for name, of in snapshot.histograms.items()
+    }
+    return replace(snapshot, recent=(), histograms=histograms)
+
+
+def _with_store_failing(snapshot: Snapshot, *, failing: bool) -> Snapshot:
+    value = float(failing)
+    if snapshot.gauges.get("store_failing") == {(): value}:
+        return snapshot
+    return replace(snapshot, gauges={**snapshot.gauges, "store_failing": {(): value}})

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from jouled.api import Clock, PowerCollector, PowerSettings, PowerSource, Reading
-from jouled.app.runtime.backoff import Backoff
 from jouled.app.runtime.batch import Batch
 from jouled.model.device import Device
 from jouled.model.errors import SourceError, SourceState
 from jouled.model.readings import SourceReport
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds, seconds
+from jouled.outputs.backoff import Backoff
 
 Emit = Callable[[Batch], None]
 

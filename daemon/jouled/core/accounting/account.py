@@ -93,6 +93,12 @@ class Account:
             histogram = self.request_energy[model] = HistogramBook()
         histogram.observe(receipt.joules, event.trace_id, receipt.last_token_ns / NANOSECONDS_PER_SECOND)
 
+    def forget(self, tenant: str) -> None:
+        """Drop the recent receipts of a tenant; what they were counted into stays."""
+        kept = [receipt for receipt in self.recent if receipt.tenant != tenant]
+        self.recent.clear()
+        self.recent.extend(kept)
+
     def _request_counters(self, engine: str, model: str) -> RequestCounters:
         found = self._of_requests.get((engine, model))
         if found is None:

@@ -387,6 +387,73 @@ OWN = (
         "events",
         "Events whose label value went to other because there are too many values of that label.",
     ),
+    _counter(
+        "http_refused_total",
+        "own",
+        ("reason",),
+        "requests",
+        "Requests and connections that the daemon's own port refused: wrong_credentials, too_many_guesses,"
+        " connections, header_too_slow and others, else the name of the HTTP status.",
+    ),
+    _counter(
+        "sink_records_total",
+        "own",
+        ("sink", "kind", "result"),
+        "records",
+        "Moments (points) and receipts that a sink has: accepted, or rejected for good by the other side.",
+    ),
+    _counter(
+        "sink_failures_total",
+        "own",
+        ("sink", "reason"),
+        "deliveries",
+        "Deliveries of which the other side took nothing; what was in them is sent again.",
+    ),
+    _gauge("sink_up", "own", ("sink",), "", "Whether the last delivery to a sink was taken."),
+    _gauge(
+        "sink_last_success_timestamp_seconds",
+        "own",
+        ("sink",),
+        "seconds",
+        "Unix time of the last delivery that was taken.",
+    ),
+    _gauge(
+        "sink_oldest_pending_timestamp_seconds",
+        "own",
+        ("sink",),
+        "seconds",
+        "Unix time of the oldest record that a sink has yet to take; absent while none waits.",
+    ),
+    _gauge("spool_bytes", "own", ("kind",), "bytes", "Bytes of the points that wait for sinks."),
+    _counter(
+        "spool_dropped_total",
+        "own",
+        ("sink", "kind", "reason"),
+        "records",
+        "Records removed before a sink had them: age, size (limits of [spool]), store_failing (it could not be written"
+        " for too long), store_lost (the file was damaged and set aside), damaged (one record was).",
+    ),
+    _gauge(
+        "config_last_reload_successful",
+        "own",
+        (),
+        "",
+        "Whether the configuration was good when it was last read; a bad one is refused and the old one stays.",
+    ),
+    _gauge(
+        "config_last_reload_success_timestamp_seconds",
+        "own",
+        (),
+        "seconds",
+        "Unix time since which the configuration is in effect.",
+    ),
+    _gauge(
+        "store_failing",
+        "own",
+        (),
+        "",
+        "1 while the books cannot be committed: all other series stand still at the last commit.",
+    ),
     _gauge("page_series", "own", (), "series", "Series on this page."),
     _gauge(
         "page_series_dropped", "own", (), "series", "Series left out of this page because it reached its limit of 5000."

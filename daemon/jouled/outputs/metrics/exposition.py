@@ -3,11 +3,9 @@
 import gzip
 import logging
 import math
-import platform
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
-from urllib.parse import urlsplit, urlunsplit
 
 from msgspec import Struct
 from prometheus_client import CollectorRegistry
@@ -25,11 +23,10 @@ from prometheus_client.openmetrics.exposition import ALLOWUTF8
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 
-from jouled.model.engine import Engine
-from jouled.model.errors import SourceState
-from jouled.model.snapshot import DeviceView, Histogram, Labels, Snapshot
+from jouled.model.snapshot import Histogram, Labels, Snapshot
 from jouled.outputs.metrics.catalogue import CATALOGUE, Metric
 from jouled.outputs.metrics.process import Processes
+from jouled.outputs.metrics.values import Values, values_of
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +35,6 @@ SERIES_LIMIT = 5_000
 
 _COMPRESSION = 1
 _OWN_SERIES = 2
-
-Values = Mapping[Labels, float]
 
 
 class Format(Enum):
@@ -96,7 +91,7 @@ class _SnapshotCollector(Collector):
     """The custom collector behind the page: families in the catalogue's order, only those that have values."""
 
     def __init__(self, version: str, processes: Callable[[], Mapping[str, Values]]) -> None:
-        self._build: Values = {(version, platform.python_version()): 1.0}
+        self._version = version
         self._processes = processes
         self._complained: set[str] = set()
         self._dropped = 0
@@ -110,11 +105,8 @@ class _SnapshotCollector(Collector):
     def collect(self) -> Iterator[Family]:
         snapshot = self.snapshot
         values: dict[str, Mapping[Labels, float]] = {
-            **snapshot.counters,
-            **snapshot.gauges,
-            **_views(snapshot),
+            **values_of(snapshot, self._version),
             **self._processes(),
-            "build_info": self._build,
         }
         self._complain_of_unknown([*values, *snapshot.histograms])
         count = dropped = 0
@@ -154,12 +146,6 @@ class _SnapshotCollector(Collector):
             if name not in CATALOGUE and name not in self._complained:
                 self._complained.add(name)
                 _log.error("the snapshot has %s, which the metric catalogue does not know; it is not published", name)
-
-
-def without_credentials(url: str) -> str:
-    """The URL as it may be shown: no user, password, query or fragment."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _family(metric: Metric) -> Family:
@@ -205,49 +191,3 @@ def _exemplar(found: tuple[float, str, float] | None) -> Exemplar | None:
         return None
     value, trace_id, unix_seconds = found
     return Exemplar({"trace_id": trace_id}, value, round(unix_seconds, 3))
-
-
-def _views(snapshot: Snapshot) -> dict[str, Values]:
-    """The families that come from the snapshot's objects instead of its mappings."""
-    return {
-        "device_info": {_device_labels(view): 1.0 for view in (*snapshot.devices, *snapshot.meters)},
-        "engine_info": {_engine_labels(view.engine): 1.0 for view in snapshot.engines},
-        "source_up": {(view.source,): float(view.state is SourceState.OK) for view in snapshot.sources},
-        "source_state": {
-            (view.source, state.value): float(view.state is state)
-            for view in snapshot.sources
-            for state in sorted(SourceState)
-        },
-    }
-
-
-def _device_labels(view: DeviceView) -> Labels:
-    device = view.device
-    index = "" if device.index is None else str(device.index)
-    return (
-        device.name,
-        device.kind.value,
-        device.uuid,
-        device.pci_bus_id,
-        index,
-        device.vendor,
-        device.product,
-        device.method,
-        device.quality.value,
-        device.parent,
-    )
-
-
-def _engine_labels(engine: Engine) -> Labels:
-    return (
-        engine.name,
-        engine.type,
-        engine.model,
-        engine.version,
-        engine.precision,
-        engine.role,
-        engine.parallelism,
-        ",".join(engine.devices),
-        engine.driver,
-        without_credentials(engine.url),
-    )

@@ -1,12 +1,14 @@
 """Who may ask for what.
 
 Three kinds of callers: through the Unix socket (whoever its file mode lets in), from loopback, and from elsewhere.
-/metrics, /healthz and /readyz are open to all. A browser on this machine is a loopback caller that may be led by a
-foreign page: the Host check stops DNS rebinding, the Origin check stops foreign forms.
+Where `web_config_file` has users, everyone by TCP needs a password, for every path. Else /metrics, /healthz and /readyz
+are open to all. A browser on this machine is a loopback caller that may be led by a foreign page: the Host check stops
+DNS rebinding, the Origin check stops foreign forms.
 """
 
-import hmac
 import socket
+import ssl
+from collections.abc import Callable
 from enum import Enum
 from http import HTTPStatus
 from ipaddress import IPv6Address, ip_address
@@ -15,11 +17,22 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from jouled.outputs.serve.answers import Handler, Refusal
+from jouled.outputs.serve.authentication import Authenticator
+from jouled.outputs.serve.limits import peer_of
+from jouled.outputs.serve.web_file import Web
 
 OPEN_PATHS = frozenset({"/metrics", "/healthz", "/readyz"})
 RELEASE_PATH = "/api/v1/release"
+FORGET_PATH = "/api/v1/forget"
+SOCKET_ONLY = {
+    RELEASE_PATH: "devices are released through the Unix socket only: run `jouled release` on this host",
+    FORGET_PATH: "receipts are removed through the Unix socket only: run `jouled forget` on this host",
+}
+"""What only those may do whom the Unix socket lets in, and what others are told."""
 
-TOKEN: web.AppKey[str] = web.AppKey("token", str)
+AUTHENTICATOR: web.AppKey[Authenticator] = web.AppKey("authenticator", Authenticator)
+WEB: web.AppKey[Callable[[], Web]] = web.AppKey("web")
+"""What `web_config_file` says now."""
 HOSTS: web.AppKey[set[str]] = web.AppKey("hosts", set)
 """Host names under which loopback callers may ask, beside those of loopback itself."""
 
@@ -36,9 +49,18 @@ class Caller(Enum):
 async def access(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Let through or refuse."""
     caller = caller_of(request)
-    if request.path not in OPEN_PATHS and caller is not Caller.UNIX:
-        _check(request, caller)
-    return await handler(request)
+    if caller is Caller.UNIX:
+        return await handler(request)
+    now = request.app[WEB]()
+    await _check_credentials(request, caller, now)
+    if request.path not in OPEN_PATHS:
+        _check_socket_only(request)
+        if request.method not in {"GET", "HEAD"}:
+            _check_origin(request)
+    response = await handler(request)
+    if _context_of(request) is not now.context:
+        response.force_close()  # its TLS settings are not in force any more
+    return response
 
 
 def caller_of(request: web.Request) -> Caller:
@@ -48,7 +70,7 @@ def caller_of(request: web.Request) -> Caller:
         return Caller.ELSEWHERE
     if transport.get_extra_info("socket").family == socket.AF_UNIX:
         return Caller.UNIX
-    return Caller.LOOPBACK if is_loopback(transport.get_extra_info("peername")[0]) else Caller.ELSEWHERE
+    return Caller.LOOPBACK if is_loopback(_host_of_peer(request)) else Caller.ELSEWHERE
 
 
 def is_loopback(host: str) -> bool:
@@ -63,26 +85,51 @@ def is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def _check(request: web.Request, caller: Caller) -> None:
-    token = request.app[TOKEN]
-    if request.path == RELEASE_PATH:
+async def _check_credentials(request: web.Request, caller: Caller, now: Web) -> None:
+    """Whatever of users, token, client certificate and place stands for the caller."""
+    authenticator = request.app[AUTHENTICATOR]
+    is_open = request.path in OPEN_PATHS
+    asks_token = bool(authenticator.token) and not is_open
+    if now.passwords is not None:
+        peer = peer_of(_host_of_peer(request))
+        return await authenticator.check(request, peer, now.passwords, takes_token=asks_token)
+    if is_open:
+        return None
+    if caller is Caller.LOOPBACK:
+        asks_token = asks_token and request.method not in {"GET", "HEAD"}
+        if not _is_certified(request):
+            _check_host(request)
+    elif not asks_token and not _is_certified(request):
         raise Refusal(
-            HTTPStatus.FORBIDDEN, "devices are released through the Unix socket only: run `jouled release` on this host"
+            HTTPStatus.FORBIDDEN,
+            "without authentication only /metrics, /healthz and /readyz are served to other hosts; set token_file"
+            " or web_config_file in [serve], or ask from this host by 127.0.0.1 or the Unix socket",
         )
-    if caller is Caller.ELSEWHERE:
-        if not token:
-            raise Refusal(
-                HTTPStatus.FORBIDDEN,
-                "without authentication only /metrics, /healthz and /readyz are served to other hosts; set token_file"
-                " in [serve], or ask from this host by 127.0.0.1 or the Unix socket",
-            )
-        _check_token(request, token)
-        return
-    _check_host(request)
-    if request.method not in {"GET", "HEAD"}:
-        _check_origin(request)
-        if token:
-            _check_token(request, token)
+    if asks_token:
+        await authenticator.check(request, peer_of(_host_of_peer(request)), None, takes_token=True)
+    return None
+
+
+def _check_socket_only(request: web.Request) -> None:
+    if request.path in SOCKET_ONLY:
+        raise Refusal(HTTPStatus.FORBIDDEN, SOCKET_ONLY[request.path])
+
+
+def _host_of_peer(request: web.Request) -> str:
+    """Its address; empty if it has gone."""
+    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    return str(peer[0]) if peer else ""
+
+
+def _is_certified(request: web.Request) -> bool:
+    """Whether it showed a certificate when it connected, and that was verified."""
+    return request.transport is not None and bool(request.transport.get_extra_info("peercert"))
+
+
+def _context_of(request: web.Request) -> ssl.SSLContext | None:
+    """The TLS settings with which it connected."""
+    tls = request.transport.get_extra_info("ssl_object") if request.transport is not None else None
+    return tls.context if tls is not None else None
 
 
 def _check_host(request: web.Request) -> None:
@@ -91,6 +138,7 @@ def _check_host(request: web.Request) -> None:
         raise Refusal(
             HTTPStatus.FORBIDDEN,
             f"the Host header names {host or 'nothing'}: ask by localhost, 127.0.0.1 or the address given by --listen",
+            reason="foreign_host",
         )
 
 
@@ -98,7 +146,11 @@ def _check_origin(request: web.Request) -> None:
     origin = request.headers.get("Origin")
     foreign = origin is not None and _host_of(origin) != request.headers.get("Host", "").lower()
     if foreign or request.headers.get("Sec-Fetch-Site") == "cross-site":
-        raise Refusal(HTTPStatus.FORBIDDEN, f"requests from pages of another origin ({origin}) are not taken")
+        raise Refusal(
+            HTTPStatus.FORBIDDEN,
+            f"requests from pages of another origin ({origin}) are not taken",
+            reason="foreign_origin",
+        )
 
 
 def _host_of(origin: str) -> str | None:
@@ -106,18 +158,6 @@ def _host_of(origin: str) -> str | None:
         return urlsplit(origin).netloc.lower()
     except ValueError:
         return None
-
-
-def _check_token(request: web.Request, token: str) -> None:
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    # Header values may hold any byte; compare_digest takes text of ASCII only.
-    same = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), token.encode())
-    if scheme.lower() != "bearer" or not same:
-        raise Refusal(
-            HTTPStatus.UNAUTHORIZED,
-            "send `Authorization: Bearer <token>` with the token of token_file in [serve]",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
 
 
 def _host_name(header: str) -> str:

@@ -1,7 +1,8 @@
 """What the server is given by the composition root; it reaches for nothing else."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jouled.api import HttpIngest, Received
@@ -17,8 +18,9 @@ class Door:
     snapshot: the last committed one. provisional: a request that is not final yet, by response id or bare
     X-Request-Id. receipts: final receipts from the store. accept: hands what was decoded to the core and returns what
     was really taken, with rejections added. forward: passes a raw body with its headers on; returns at once.
-    release: lets go of the devices for so many seconds. extra: more for the page, such as the demo's grading.
-    health, ready: whether, and a sentence why. token: asked of every sender, if set.
+    release: lets go of the devices for so many seconds. forget: removes a tenant's receipts, returns how many.
+    extra: more for the page, such as the demo's grading. health, ready: whether, and a sentence why. token: asked of
+    every sender, if set. refused: what the server refused, counted by reason; it fills it.
     """
 
     snapshot: Callable[[], Snapshot]
@@ -28,7 +30,9 @@ class Door:
     accept: Callable[[HttpIngest, Received], Awaitable[Received]]
     forward: Callable[[HttpIngest, bytes, Mapping[str, str]], None] | None
     release: Callable[[float], Awaitable[dict[str, Any]]]
+    forget: Callable[[str], Awaitable[int]]
     extra: Callable[[], Mapping[str, Any]]
     health: Callable[[], tuple[bool, str]]
     ready: Callable[[], tuple[bool, str]]
     token: str | None
+    refused: Counter[str] = field(default_factory=Counter)

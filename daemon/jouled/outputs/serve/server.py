@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from aiohttp import web
@@ -15,14 +15,18 @@ from aiohttp import web
 import jouled
 from jouled.model.errors import JouledError
 from jouled.outputs.metrics.exposition import Exposition
-from jouled.outputs.serve.access import HOSTS, RELEASE_PATH, TOKEN, access
-from jouled.outputs.serve.answers import Handler, Refusal, answers, as_json
+from jouled.outputs.serve.access import AUTHENTICATOR, FORGET_PATH, HOSTS, RELEASE_PATH, WEB, access
+from jouled.outputs.serve.answers import HEADERS, REFUSED, Handler, Refusal, answers, as_json
+from jouled.outputs.serve.authentication import Authenticator
 from jouled.outputs.serve.bodies import read_body
+from jouled.outputs.serve.connection import arrival
 from jouled.outputs.serve.door import Door
 from jouled.outputs.serve.ingest import ingest_handler
+from jouled.outputs.serve.listener import Listener, bind
 from jouled.outputs.serve.requests import list_handler, one_handler
 from jouled.outputs.serve.scrape import metrics_handler
 from jouled.outputs.serve.views import snapshot_view
+from jouled.outputs.serve.web_file import Web, WebFile
 
 _STATIC_TYPES = {
     "index.html": "text/html",
@@ -36,11 +40,17 @@ _IDLE_SECONDS = 75.0
 """A connection without a whole request for so long is closed; longer than the usual scrape interval of 60 s."""
 _SHUTDOWN_SECONDS = 2.0
 _HEADER_BYTES = 8190
+"""One header with its name, or the request line."""
+_HEADERS = 64
 _SOCKET_MODE = 0o660
 
 
 class _Release(msgspec.Struct, forbid_unknown_fields=True):
     seconds: float
+
+
+class _Forget(msgspec.Struct, forbid_unknown_fields=True):
+    tenant: str
 
 
 @dataclass(frozen=True)
@@ -49,25 +59,37 @@ class Running:
 
     port: int
     _runner: web.AppRunner
+    _listener: Listener
     _unix_socket: Path | None
 
     async def close(self) -> None:
         """Stop listening, give answers under way two seconds, and remove the Unix socket."""
+        await self._listener.stop()
         await self._runner.cleanup()
+        await self._listener.end_all()
         if self._unix_socket is not None:
             self._unix_socket.unlink(missing_ok=True)
 
 
-def build_app(door: Door) -> web.Application:
-    """All routes over what is behind the door."""
-    app = web.Application(middlewares=[answers, access])
-    app[TOKEN] = door.token or ""
+def build_app(door: Door, web_config_file: Path | None = None) -> web.Application:
+    """All routes over what is behind the door, with TLS, users and headers as the file says.
+
+    Raises:
+        ConfigurationError: the file cannot be used.
+    """
+    app = web.Application(middlewares=[arrival, answers, access])
+    nothing = Web()
+    app[WEB] = WebFile(web_config_file).current if web_config_file else lambda: nothing
+    app[HEADERS] = lambda: app[WEB]().headers
+    app[REFUSED] = door.refused
+    app[AUTHENTICATOR] = Authenticator(door.token or "")
     app[HOSTS] = set()
     routes: list[tuple[str, str, Handler]] = [
         ("GET", "/metrics", metrics_handler(door, Exposition(jouled.__version__))),
         ("GET", "/api/v1/requests", list_handler(door)),
         ("GET", "/api/v1/requests/{id}", one_handler(door)),
         ("POST", RELEASE_PATH, _release_handler(door)),
+        ("POST", FORGET_PATH, _forget_handler(door)),
         *(("POST", ingest.path, ingest_handler(door, ingest)) for ingest in door.ingests),
     ]
 
@@ -107,18 +129,23 @@ async def start(app: web.Application, *, listen: str, unix_socket: Path | None) 
         keepalive_timeout=_IDLE_SECONDS,
         max_line_size=_HEADER_BYTES,
         max_field_size=_HEADER_BYTES,
+        max_headers=_HEADERS,
         shutdown_timeout=_SHUTDOWN_SECONDS,
     )
     await runner.setup()
+    sockets: list[socket.socket] = []
     try:
-        await _listen_tcp(runner, host, port)
+        sockets = await _bind_tcp(host, port)
         if unix_socket is not None:
             await web.SockSite(runner, _bind_unix(unix_socket)).start()
     except BaseException:
+        for bound in sockets:
+            bound.close()
         await runner.cleanup()
         raise
-    port = next(address[1] for address in runner.addresses if isinstance(address, tuple))
-    return Running(port, runner, unix_socket)
+    make_protocol = cast("web.Server", runner.server)  # it is there since the set-up
+    listener = Listener(sockets, make_protocol, lambda: app[WEB]().context, app[REFUSED])
+    return Running(sockets[0].getsockname()[1], runner, listener, unix_socket)
 
 
 def parse_listen(listen: str) -> tuple[str, int]:
@@ -137,9 +164,9 @@ def parse_listen(listen: str) -> tuple[str, int]:
     return bare, int(port)
 
 
-async def _listen_tcp(runner: web.AppRunner, host: str, port: int) -> None:
+async def _bind_tcp(host: str, port: int) -> list[socket.socket]:
     try:
-        await web.TCPSite(runner, host, port).start()
+        return await bind(host, port)
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         reason = "is taken by another program" if taken else f"cannot be listened on: {error.strerror}"
@@ -192,6 +219,17 @@ def _release_handler(door: Door) -> Handler:
             raise Refusal(HTTPStatus.BAD_REQUEST, f"seconds is above 0 and at most {_LONGEST_RELEASE_SECONDS:.0f}")
         released: dict[str, Any] = await door.release(asked.seconds)
         return as_json(released)
+
+    return handle
+
+
+def _forget_handler(door: Door) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            asked = msgspec.json.decode(await read_body(request), type=_Forget)
+        except msgspec.DecodeError as error:
+            raise Refusal(HTTPStatus.BAD_REQUEST, f'send {{"tenant": "NAME"}}: {error}') from error
+        return as_json({"forgotten": await door.forget(asked.tenant)})
 
     return handle
 

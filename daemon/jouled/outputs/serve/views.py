@@ -7,7 +7,7 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from jouled.model.snapshot import DeviceView, EngineView, GroupBook, Owner, Snapshot
-from jouled.outputs.metrics.exposition import without_credentials
+from jouled.outputs.metrics.values import without_credentials
 
 _VERDICT_COUNTERS = {
     "slo_requests_total": "requests",

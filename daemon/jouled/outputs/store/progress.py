@@ -13,11 +13,11 @@ from msgspec import Struct
 from jouled.core.state import Frozen, StateError
 from jouled.model.units import NANOSECONDS_PER_SECOND
 
-ATTEMPTS = 2
-ATTEMPTS_NS = 600 * NANOSECONDS_PER_SECOND
-"""After so many bad ends within ten minutes nothing is gone on from (design: open requests are not restored)."""
-
 FAILED, RESTORING = "failed", "restoring"
+ATTEMPTS = {FAILED: 2, RESTORING: 5}
+ATTEMPTS_NS = 600 * NANOSECONDS_PER_SECOND
+"""After so many bad ends within ten minutes nothing is gone on from (design: open requests are not restored): ends for
+which the books were to blame, or starts that did not live to their first commit, as a kill at that moment is one."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS checkpoint (
@@ -106,6 +106,6 @@ def note_bad_end(connection: sqlite3.Connection, wall_ns: int, kind: str) -> Non
 
 def has_failed_too_often(connection: sqlite3.Connection, wall_ns: int) -> bool:
     """Whether going on from the state has ended badly too often of late."""
-    counted = "SELECT count(*) FROM bad_ends WHERE wall_ns BETWEEN ? AND ?"
-    (count,) = connection.execute(counted, (wall_ns - ATTEMPTS_NS, wall_ns)).fetchone()
-    return bool(count >= ATTEMPTS)
+    counted = "SELECT kind, count(*) FROM bad_ends WHERE wall_ns BETWEEN ? AND ? GROUP BY kind"
+    rows = connection.execute(counted, (wall_ns - ATTEMPTS_NS, wall_ns))
+    return any(count >= ATTEMPTS.get(kind, 1) for kind, count in rows)

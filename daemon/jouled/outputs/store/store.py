@@ -7,20 +7,24 @@ import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
 
+from jouled.model.points import Kind, NumberedReceipt
 from jouled.model.receipt import Receipt
 from jouled.model.units import NANOSECONDS_PER_SECOND
 from jouled.outputs.store import progress as going_on
+from jouled.outputs.store import spool
 from jouled.outputs.store.database import StoreError, is_broken, open_database, open_reader, set_aside
 from jouled.outputs.store.progress import Packed, Progress, Saved
 from jouled.outputs.store.query import ReceiptQuery, sql
+from jouled.outputs.store.spool import NOTHING_OUT, Limits, Outgoing, Spool, Stream, Waiting
 
 _log = logging.getLogger(__name__)
 
@@ -47,13 +51,21 @@ class Committed(Struct, frozen=True):
 
 
 class Store:
-    """Committed books, receipts and state in `<directory>/jouled.sqlite3`.
+    """Committed books, receipts, the spool and state in `<directory>/jouled.sqlite3`.
 
     One thread writes and one reads, so neither the event loop nor a commit ever waits for a query. `removed` counts
-    receipts taken out by retention, by reason (`age`, `size`), until somebody takes them over and sets them to 0.
+    receipts taken out by retention, by reason (`age`, `size`), until somebody takes them over and sets them to 0;
+    `waiting` is what sinks had still to take at the last commit.
     """
 
-    def __init__(self, directory: Path, *, receipt_days: float = 7.0, receipt_mebibytes: float = 512.0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        receipt_days: float = 7.0,
+        receipt_mebibytes: float = 512.0,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+    ) -> None:
         """Open or create the store.
 
         Raises:
@@ -63,14 +75,18 @@ class Store:
         self._keep_ns = int(receipt_days * _SECONDS_PER_DAY * NANOSECONDS_PER_SECOND)
         self._keep_bytes = int(receipt_mebibytes * _BYTES_PER_MEBIBYTE)
         self.removed: dict[str, int] = {"age": 0, "size": 0}
+        self._spool = Spool(limits)
+        self.waiting = Waiting()
         self._lock = _lock(directory)
         try:
             self._writer = open_database(self._path)
+            self._spool.open(self._writer)
         except BaseException:
             os.close(self._lock)
             raise
         self._reader: sqlite3.Connection | None = None
         self._reader_access = threading.Lock()
+        self._damage = ""
         self._sequence = 0
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="store-write")
         self._read_thread = ThreadPoolExecutor(1, thread_name_prefix="store-read")
@@ -98,10 +114,23 @@ class Store:
         """The daemon ends because its books cannot be trusted; blocks. Raises `StoreError`."""
         self._write_thread.submit(self._note, wall_ns, going_on.FAILED).result()
 
+    def subscribe(self, streams: Sequence[Stream]) -> dict[Stream, int]:
+        """The streams that sinks take, and no others, from now on; returns how far each has come; blocks.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        return self._write_thread.submit(self._subscribe, streams).result()
+
     async def commit(
-        self, books: bytes, receipts: Sequence[Receipt], wall_ns: int, progress: Progress = NO_PROGRESS
+        self,
+        books: bytes,
+        receipts: Sequence[Receipt],
+        wall_ns: int,
+        progress: Progress = NO_PROGRESS,
+        outgoing: Outgoing = NOTHING_OUT,
     ) -> int:
-        """Write books and receipts in one transaction and return its number once the disk has it.
+        """Write books, receipts and what is to be sent in one transaction; returns its number once the disk has it.
 
         progress: what leads from the commit before to this one; without any, no restart goes on from here.
 
@@ -109,7 +138,33 @@ class Store:
             StoreError: nothing of it was kept (disk full, input/output error); the next commit may succeed and must
                 bring these receipts again.
         """
-        return await self._run(self._write_thread, lambda: self._commit(books, receipts, wall_ns, progress))
+        return await self._run(self._write_thread, lambda: self._commit(books, receipts, wall_ns, progress, outgoing))
+
+    async def acknowledge(self, cursors: Mapping[Stream, int], wall_ns: int) -> None:
+        """Keep how far sinks have come, without a commit of books. Raises `StoreError`."""
+        await self._run(self._write_thread, lambda: self._acknowledge(cursors, wall_ns))
+
+    async def points_after(self, number: int, most: int) -> list[tuple[int, bytes]]:
+        """The spool's points behind a number, as they were given, in order. Raises `StoreError`."""
+        return await self._run(self._read_thread, lambda: self._read_spool("points", number, most))
+
+    async def receipts_after(self, number: int, most: int) -> list[NumberedReceipt]:
+        """The receipts behind a number, in order. Raises `StoreError`."""
+        rows = await self._run(self._read_thread, lambda: self._read_spool("receipts", number, most))
+        return [NumberedReceipt(number, _decoder.decode(blob)) for number, blob in rows]
+
+    async def forget(self, tenant: str) -> int:
+        """Remove a tenant's receipts for good, so that no byte of them stays in the file; returns how many there were.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        return await self._run(self._write_thread, lambda: self._forget(tenant))
+
+    def take_dropped(self) -> dict[tuple[str, Kind, str], int]:
+        """Records that limits took from sinks since the last call, by sink, stream and reason."""
+        dropped, self._spool.dropped = self._spool.dropped, {}
+        return dropped
 
     async def receipts(self, query: ReceiptQuery) -> list[Receipt]:
         """The receipts asked for, newest first.
@@ -158,11 +213,29 @@ class Store:
         except sqlite3.Error as error:
             raise StoreError(f"{self._path} cannot be written: {error}") from error
 
-    def _commit(self, books: bytes, receipts: Sequence[Receipt], wall_ns: int, progress: Progress) -> int:
-        rows = [_row(receipt) for receipt in receipts]
-        packed = going_on.packed(progress)
+    def _subscribe(self, streams: Sequence[Stream]) -> dict[Stream, int]:
         try:
-            return self._transaction(books, rows, wall_ns, packed)
+            self._spool.subscribe(self._writer, streams)
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path} cannot be written: {error}") from error
+        return dict(self._spool.cursors)
+
+    def _acknowledge(self, cursors: Mapping[Stream, int], wall_ns: int) -> None:
+        try:
+            with _transaction(self._writer, self._spool):
+                self._spool.write(self._writer, Outgoing(cursors=cursors))
+                self._spool.retain(self._writer, wall_ns)
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path} cannot be written: {error}") from error
+
+    def _commit(
+        self, books: bytes, receipts: Sequence[Receipt], wall_ns: int, progress: Progress, outgoing: Outgoing
+    ) -> int:
+        packed = going_on.packed(progress)
+        if self._damage:
+            self._replace_file(self._damage)
+        try:
+            return self._write(books, receipts, wall_ns, packed, outgoing)
         except sqlite3.Error as error:
             if not is_broken(error):
                 raise StoreError(
@@ -171,14 +244,15 @@ class Store:
                 ) from error
             self._replace_file(str(error))
         try:
-            return self._transaction(books, rows, wall_ns, packed)
+            return self._write(books, receipts, wall_ns, packed, outgoing)
         except sqlite3.Error as error:
             raise StoreError(f"the books were not committed to the fresh {self._path}: {error}") from error
 
-    def _transaction(self, books: bytes, rows: Sequence[tuple[object, ...]], wall_ns: int, packed: Packed) -> int:
+    def _write(
+        self, books: bytes, receipts: Sequence[Receipt], wall_ns: int, packed: Packed, outgoing: Outgoing
+    ) -> int:
         connection = self._writer
-        connection.execute("BEGIN IMMEDIATE")
-        try:
+        with _transaction(connection, self._spool):
             row = connection.execute("SELECT sequence FROM books").fetchone()
             sequence = max(self._sequence, row[0] if row else 0) + 1
             connection.execute(
@@ -186,19 +260,17 @@ class Store:
                 (sequence, wall_ns, zlib.crc32(books), books),
             )
             connection.executemany(
-                "INSERT INTO receipts (id, engine, model, tenant, outcome, last_token_ns, receipt)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                rows,
+                "INSERT INTO receipts (number, id, engine, model, tenant, outcome, last_token_ns, receipt)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [_row(self._spool.next_number("receipts"), receipt) for receipt in receipts],
             )
             going_on.write(connection, sequence, packed)
+            self._spool.write(connection, outgoing)
             removed = self._retain(wall_ns)
-            connection.execute("COMMIT")
-        except BaseException:
-            # SQLite has rolled back by itself after some errors; then there is no transaction left to end.
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+            self._spool.retain(connection, wall_ns)
+            waiting = self._spool.waiting(connection)
         self._sequence = sequence
+        self.waiting = waiting
         for reason, number in removed.items():
             self.removed[reason] += number
         return sequence
@@ -206,27 +278,59 @@ class Store:
     def _retain(self, wall_ns: int) -> dict[str, int]:
         """Remove the oldest receipts beyond the limits of age and size; a large excess takes several commits."""
         execute = self._writer.execute
-        oldest = "DELETE FROM receipts WHERE number IN (SELECT number FROM receipts {} LIMIT ?)"
-        by_age = execute(
-            oldest.format("WHERE last_token_ns < ? ORDER BY last_token_ns"), (wall_ns - self._keep_ns, _REMOVED_AT_ONCE)
-        ).rowcount
+        by_age = self._remove_receipts(
+            "WHERE last_token_ns < ? ORDER BY last_token_ns LIMIT ?", (wall_ns - self._keep_ns, _REMOVED_AT_ONCE), "age"
+        )
         pages, free, page_bytes = (
             execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
         )
-        excess_pages = pages - free - self._keep_bytes // page_bytes
+        excess_pages = pages - free - (self._keep_bytes + self._spool.points_bytes) // page_bytes
         by_size = 0
         if excess_pages > 0:
             number = min(excess_pages * _REMOVED_PER_PAGE, _REMOVED_AT_ONCE)
-            by_size = execute(oldest.format("ORDER BY number"), (number,)).rowcount
+            by_size = self._remove_receipts("ORDER BY number LIMIT ?", (number,), "size")
         return {"age": by_age, "size": by_size}
+
+    def _remove_receipts(self, which: str, bounds: tuple[int, ...], reason: str) -> int:
+        oldest = f"DELETE FROM receipts WHERE number IN (SELECT number FROM receipts {which}) RETURNING number"  # noqa: S608 - fixed words
+        numbers = [number for (number,) in self._writer.execute(oldest, bounds)]
+        if numbers:
+            self._spool.removed("receipts", numbers, reason)
+        return len(numbers)
+
+    def _forget(self, tenant: str) -> int:
+        connection = self._writer
+        try:
+            connection.execute("PRAGMA secure_delete = ON")
+            with _transaction(connection, self._spool):
+                removal = "DELETE FROM receipts WHERE tenant = ? RETURNING number"
+                rows = connection.execute(removal, (tenant,)).fetchall()
+                self._spool.removed("receipts", [number for (number,) in rows], "forgotten")
+            # Copies in the journal go with it; a reader that is at work now keeps them until the next checkpoint.
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.execute("PRAGMA secure_delete = OFF")
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path} cannot be written: {error}") from error
+        return len(rows)
 
     def _replace_file(self, reason: str) -> None:
         """Go on with a fresh file: the books to commit are whole, and the numbering goes on from memory."""
+        self._damage = ""
         with self._reader_access:
             self._close_reader()
             self._writer.close()
             set_aside(self._path, reason)
             self._writer = open_database(self._path)
+            self._spool.reopen(self._writer)
+
+    def _read_spool(self, kind: Kind, number: int, most: int) -> list[tuple[int, bytes]]:
+        try:
+            with self._reader_access:
+                if self._reader is None:
+                    self._reader = open_reader(self._path)
+                return spool.read(self._reader, kind, number, most)
+        except sqlite3.Error as error:
+            raise self._unreadable("the spool", error) from error
 
     def _query(self, query: ReceiptQuery) -> list[Receipt]:
         statement, parameters = sql(query)
@@ -236,8 +340,13 @@ class Store:
                     self._reader = open_reader(self._path)
                 rows = self._reader.execute(statement, parameters).fetchall()
         except sqlite3.Error as error:
-            raise StoreError(f"the receipts in {self._path} cannot be read: {error}") from error
+            raise self._unreadable("the receipts", error) from error
         return [_decoder.decode(blob) for (blob,) in rows]
+
+    def _unreadable(self, what: str, error: sqlite3.Error) -> StoreError:
+        if is_broken(error):
+            self._damage = str(error)  # the writer may go on for long in pages that it remembers
+        return StoreError(f"{what} in {self._path} cannot be read: {error}")
 
     def _close_reader(self) -> None:
         if self._reader is not None:
@@ -249,8 +358,25 @@ _decoder = msgspec.msgpack.Decoder(Receipt)
 _encoder = msgspec.msgpack.Encoder()
 
 
-def _row(receipt: Receipt) -> tuple[object, ...]:
+@contextmanager
+def _transaction(connection: sqlite3.Connection, spool: Spool) -> Iterator[None]:
+    """All or nothing, of the file and of what the spool remembers of it."""
+    mark = spool.mark()
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        spool.back_to(mark)
+        # SQLite has rolled back by itself after some errors; then there is no transaction left to end.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _row(number: int, receipt: Receipt) -> tuple[object, ...]:
     return (
+        number,
         receipt.id,
         receipt.engine,
         receipt.model,

@@ -1,0 +1,106 @@
+"""What sinks that speak HTTP share: one request, and what its status means for the records."""
+
+import ssl
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from pathlib import Path
+from time import time
+
+import aiohttp
+from msgspec import Struct
+
+from jouled.model.errors import ConfigurationError, SinkError
+
+_ANSWER_BYTES = 16 * 1024
+"""Of an answer only so much is read: error texts are shorter."""
+
+_AGAIN = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+_NOT_ALLOWED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED})
+
+
+class Answer(Struct, frozen=True):
+    """An answer that says something of the records: success, or a refusal of this body (a status from 400 on)."""
+
+    status: int
+    text: str
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the body was taken."""
+        return self.status < HTTPStatus.MULTIPLE_CHOICES
+
+
+def session(ca_file: str = "", cert_file: str = "", key_file: str = "") -> aiohttp.ClientSession:
+    """A session that follows no redirect with a secret, and trusts `ca_file` where one is given.
+
+    Raises:
+        ConfigurationError: a certificate cannot be read.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca_file or None)
+        if cert_file:
+            context.load_cert_chain(cert_file, key_file or None)
+    except (OSError, ssl.SSLError) as error:
+        files = ", ".join(file for file in (ca_file, cert_file, key_file) if file)
+        raise ConfigurationError(f"the certificates {files} cannot be used: {error}") from error
+    connector = aiohttp.TCPConnector(ssl=context, limit=2)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=True)
+
+
+async def post(session: aiohttp.ClientSession, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+    """Send a body; the time limit is the runner's.
+
+    Raises:
+        SinkError: the other side cannot be reached, lets nobody in, is busy or broken. Nothing of the body counts.
+    """
+    try:
+        async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+            text = (await response.content.read(_ANSWER_BYTES)).decode(errors="replace").strip()
+            status, retry_after = response.status, response.headers.get("Retry-After", "")
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        raise SinkError("unreachable", f"{_shown(url)} cannot be reached: {error}") from error
+    said = f"{_shown(url)} answers {status}{': ' if text else ''}{text[:300]}"
+    if status in _NOT_ALLOWED:
+        raise SinkError("unauthorized", said, mend="Check the token or user of this sink and what it may write")
+    if status in _AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        reason = "throttled" if status in _AGAIN else "server_error"
+        raise SinkError(reason, said, retry_after_seconds=retry_after_seconds(retry_after))
+    if status == HTTPStatus.NOT_FOUND or HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+        raise SinkError("not_found", said, mend="Check the url, bucket or database of this sink")
+    return Answer(status, text)
+
+
+def retry_after_seconds(header: str) -> float | None:
+    """What a `Retry-After` header asks for: seconds, or a date."""
+    if header.isdecimal():
+        return float(header)
+    try:
+        return max(parsedate_to_datetime(header).timestamp() - time(), 0.0)
+    except (ValueError, TypeError):
+        return None
+
+
+def secret(path: str, key: str) -> str:
+    """The text of a secret's file; empty where none is configured. `key`: what the operator wrote it under.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is empty.
+    """
+    if not path:
+        return ""
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no text"
+        raise ConfigurationError(f"{key} {path} cannot be read: {reason}") from error
+    if not text:
+        raise ConfigurationError(f"{key} {path} is empty", mend="Write the secret into it")
+    return text
+
+
+def _shown(url: str) -> str:
+    """The URL without its query and user, which may hold secrets."""
+    bare = url.partition("?")[0]
+    scheme, found, rest = bare.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}" if found else bare
