@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from bench import attribution, daemon_cost, replay
+from bench import attribution, daemon_cost, replay, sinks
 from bench.rows import Row, machine
 
 ATTRIBUTION = "attribution"
@@ -42,6 +42,7 @@ def _benches(trace: Path | None) -> dict[str, Callable[[], Iterator[Row]]]:
         "start": daemon_cost.start,
         "replay": partial(replay.rows, trace),
         "daemon": daemon_cost.cpu_and_memory,
+        "sinks": sinks.rows,
         ATTRIBUTION: partial(attribution.rows, trace),
     }
 

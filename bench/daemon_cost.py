@@ -69,7 +69,7 @@ def _cost(case: str, *, interval_seconds: float | None, engines: bool = False) -
             wait_for(lambda: _booked(running) > 0, BOOKING_TIMEOUT_SECONDS, "no request was ever booked")
         processes = process_tree(running)
         booked_before = _booked(running)
-        shares = [_cpu_share(processes) for _ in range(WINDOWS)]
+        shares = [cpu_share(processes) for _ in range(WINDOWS)]
         pss = sum(process.memory_full_info().pss for process in processes) / MEBIBYTE
         rss = sum(process.memory_info().rss for process in processes) / MEBIBYTE
         about |= {"processes": len(processes), "requests_booked": _booked(running) - booked_before}
@@ -82,7 +82,8 @@ def _booked(running: LiveDaemon) -> int:
     return completed
 
 
-def _cpu_share(processes: Sequence[psutil.Process]) -> float:
+def cpu_share(processes: Sequence[psutil.Process]) -> float:
+    """CPU seconds a second of these processes over the next window."""
     before, since = _cpu_seconds(processes), time.monotonic()
     time.sleep(WINDOW_SECONDS)
     return (_cpu_seconds(processes) - before) / (time.monotonic() - since)

@@ -1,0 +1,127 @@
+"""A database that is killed, hung or away for longer than anything waits in memory: all of it arrives, once."""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.e2e.conftest import Launch
+from tests.e2e.engine_server import EngineServer
+from tests.faults.conftest import ENGINE, Lives, Victoria, configuration, influx
+from tests.faults.test_kills import expected, in_database
+from tests.faults.traffic import Traffic
+from tests.support.live import LiveDaemon, wait_for
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+
+
+def killed(victoria: Victoria) -> None:
+    victoria.kill()
+
+
+def hung(victoria: Victoria) -> None:
+    victoria.signal(signal.SIGSTOP)
+
+
+def back(victoria: Victoria) -> None:
+    assert victoria.process is not None
+    if victoria.process.poll() is None:
+        victoria.signal(signal.SIGCONT)
+    else:
+        victoria.start()
+
+
+def failures(daemon: LiveDaemon) -> float:
+    found = daemon.page().values
+    return sum(value for series, value in found.items() if series.startswith("jouled_sink_failures_total{"))
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("fault", [killed, hung])
+def test_what_a_database_misses_arrives_when_it_is_back(
+    launch: Launch,
+    engine: tuple[EngineServer, str],
+    victoria: Victoria,
+    fault: Callable[[Victoria], None],
+) -> None:
+    page, url = engine
+    lives = Lives(launch, configuration(url, influx(victoria)))
+    traffic = Traffic(page, ENGINE, lambda: lives.url, per_second=20.0)
+    traffic.start()
+    wait_for(lambda: lives.daemon.page().values.get('jouled_sink_up{sink="influx"}') == 1.0, 20, "nothing is sent")
+    fault(victoria)
+    wait_for(lambda: failures(lives.daemon) > 0, 20, "the outage goes unnoticed")
+    lives.kill_and_return()  # what waits is on disk, not in memory
+    wait_for(lambda: lives.daemon.page().values.get('jouled_sink_up{sink="influx"}') == 0.0, 30, "it seems to be up")
+    traffic.stop()
+    back(victoria)
+    wait_for(lambda: in_database(victoria) == expected(traffic.kept), 90, "the database lacks receipts", 0.5)
+    returned_ms = time.time() * 1000
+    wait_for(lambda: moments(victoria) and moments(victoria)["timestamps"][-1] > returned_ms, 90, "no moments", 0.5)
+    series = moments(victoria)
+    steps = [later - before for before, later in zip(series["timestamps"], series["timestamps"][1:], strict=False)]
+    assert max(steps) < 4_000, "moments of the outage are missing"
+    assert series["values"] == sorted(series["values"])
+    dropped = [name for name in lives.daemon.page().values if name.startswith("jouled_spool_dropped_total")]
+    assert dropped == []
+
+
+def moments(victoria: Victoria) -> dict[str, list[float]]:
+    """Time stamps and values of the device's energy; empty before the first."""
+    found = victoria.series("jouled_device_energy_joules_total_value")
+    return found[0] if found else {}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 48 MiB, of this test alone."""
+    import os
+    import subprocess
+
+    if os.geteuid() != 0:
+        pytest.skip("mounting a file system takes root")
+    folder = tmp_path / "state"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "jouled-test", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(path: Path) -> None:
+    """Take all that is left of the file system."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1024 * 1024, 4096, 1):
+            try:
+                while file.write(bytes(size)) == size:
+                    pass
+            except OSError:
+                continue
+
+
+@pytest.mark.timeout(120)
+def test_a_full_disk_stops_nothing_and_passes_without_a_restart(
+    small_disk: Path, launch: Launch, engine: tuple[EngineServer, str], victoria: Victoria
+) -> None:
+    page, url = engine
+    lives = Lives(launch, configuration(url, influx(victoria)))
+    traffic = Traffic(page, ENGINE, lambda: lives.url, per_second=20.0)
+    traffic.start()
+    wait_for(lambda: len(traffic.kept) > 20, 20, "nothing is taken")
+    filler = small_disk / "filler"
+    fill(filler)
+    wait_for(lambda: lives.daemon.page().values.get("jouled_store_failing") == 1.0, 30, "nobody notices")
+    at_the_time = len(traffic.kept)
+    pid = lives.daemon.process.pid
+    time.sleep(3)
+    assert len(traffic.kept) <= at_the_time + 20, "what cannot be kept is not acknowledged"
+    filler.unlink()
+    wait_for(lambda: lives.daemon.page().values.get("jouled_store_failing") == 0.0, 30, "it does not recover")
+    wait_for(lambda: len(traffic.kept) > at_the_time + 40, 30, "nothing is taken any more")
+    traffic.stop()
+    assert lives.daemon.process.pid == pid
+    wait_for(lambda: in_database(victoria) == expected(traffic.kept), 60, "the database lacks receipts", 0.5)
+    assert lives.daemon.json("/api/v1/snapshot")["balance_uj"] == 0
