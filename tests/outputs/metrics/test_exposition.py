@@ -9,8 +9,9 @@ from tests.support.snapshots import ENGINES, MODELS, snapshot
 from tests.support.tools import run, tool
 
 from jouled.model.snapshot import Snapshot
-from jouled.outputs.metrics.catalogue import CATALOGUE
+from jouled.outputs.metrics.catalogue import CATALOGUE, families_off
 from jouled.outputs.metrics.exposition import SERIES_LIMIT, Exposition, Format
+from jouled.outputs.metrics.points import packed, unpacked
 from jouled.outputs.metrics.process import Processes
 from jouled.outputs.metrics.values import without_credentials
 
@@ -196,3 +197,20 @@ def test_own_process_series_are_real():
 
 def test_engines_of_the_page():
     assert {f'engine="{engine}"' in page(snapshot()) for engine in ENGINES} == {True}
+
+
+def test_families_that_are_switched_off_are_left_out():
+    off = families_off(["jouled_tier_*", "jouled_device_info", "jouled_request_energy_joules"])
+    shown = snapshot()
+    body = Exposition("0", off=off).page(shown, Format.OPENMETRICS).body.decode()
+    sent = {family.name for family in unpacked(1, packed(shown, "0", 0, off)).families}
+    for name in ("tier_tokens_total", "tier_energy_joules_total", "device_info", "request_energy_joules"):
+        assert f"jouled_{name}" not in body
+        assert f"jouled_{name}" not in sent
+    assert "jouled_energy_joules_total" in body
+    assert "jouled_energy_joules_total" in sent
+
+
+def test_a_family_that_there_is_not_cannot_be_switched_off():
+    with pytest.raises(ValueError, match="jouled_nonsense"):
+        families_off(["jouled_nonsense"])

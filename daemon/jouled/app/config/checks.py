@@ -9,6 +9,7 @@ from jouled.app.config.types import Config, EngineConfig, Partition, Spool
 from jouled.app.config.urls import http_url, listen_address, port_of
 from jouled.model.engine import ENGINE_SIZES
 from jouled.model.parameters import Limits, Price, Slo, Tier
+from jouled.outputs.metrics.catalogue import families_off
 
 ROLES = ("unified", "prefill", "decode")
 
@@ -29,6 +30,10 @@ def check(config: Config) -> None:
     _check_cost(config.cost)
     _check_limits(config.limits)
     _check_spool(config.spool)
+    try:
+        families_off(config.metrics.off)
+    except ValueError as error:
+        raise Fault("$.metrics.off", str(error), "docs/metrics.md and `jouled metrics` list the names") from None
 
 
 def check_listen(listen: str, key: str) -> None:

@@ -172,6 +172,15 @@ class Requests(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     otlp: Otlp = Otlp()
 
 
+class Metrics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which families are published, on the page and to sinks; docs/metrics.md has them all."""
+
+    off: Annotated[
+        list[str],
+        Meta(description="Families that are left out, by their full names; `*` at the end takes all that begin so."),
+    ] = []
+
+
 class Privacy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is kept of single requests; docs/privacy.md says what else there is, and for how long."""
 
@@ -227,6 +236,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     requests: Requests = Requests()
     cost: Price = Price()
     limits: Limits = Limits()
+    metrics: Metrics = Metrics()
     privacy: Privacy = Privacy()
     spool: Spool = Spool()
     sinks: dict[str, dict[str, Any]] = {}

@@ -41,6 +41,7 @@ from jouled.model.errors import ConfigurationError, JouledError, SourceState
 from jouled.model.receipt import Receipt
 from jouled.model.snapshot import Snapshot
 from jouled.model.units import nanoseconds
+from jouled.outputs.metrics.catalogue import families_off
 from jouled.outputs.store import Limits, Published, ReceiptQuery, Store, StoreError
 
 if TYPE_CHECKING:
@@ -252,6 +253,7 @@ class Daemon:
             pseudonyms=self._pseudonyms,
             shows_receipts=self._config.privacy.receipts,
             refused=refused,
+            off=families_off(self._config.metrics.off),
             kept=self._durable.wait,
             forget=self._forget,
             forwarder=forwarder,
@@ -283,6 +285,7 @@ class Daemon:
             self._metering.own,
             node=self._node,
             interval_seconds=self._config.spool.interval_seconds,
+            off=families_off(self._config.metrics.off),
             wall_ns=time.time_ns,
         )
 

@@ -43,6 +43,7 @@ class Front:
         pseudonyms: Pseudonyms | None = None,
         shows_receipts: bool = True,
         refused: Counter[str] | None = None,
+        off: frozenset[str] = frozenset(),
     ) -> None:
         self.is_ready = False
         self.ticked = time.monotonic()
@@ -57,6 +58,7 @@ class Front:
         self._extra = extra
         self._pseudonyms = pseudonyms
         self._shows_receipts = shows_receipts
+        self._off = off
         self._refused = Counter() if refused is None else refused
 
     def door(self, ingests: Sequence[HttpIngest], token: str | None) -> Door:
@@ -75,6 +77,7 @@ class Front:
             ready=self._ready,
             token=token,
             refused=self._refused,
+            off=self._off,
         )
 
     def _provisional(self, request_id: str) -> Receipt | None:

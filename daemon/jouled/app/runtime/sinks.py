@@ -43,9 +43,10 @@ class Sinks:
         *,
         node: str,
         interval_seconds: float,
+        off: frozenset[str] = frozenset(),
         wall_ns: Callable[[], int],
     ) -> None:
-        """Open the sinks and take up their places in the spool.
+        """Open the sinks and take up their places in the spool. `off`: names of families that are not sent.
 
         Raises:
             ConfigurationError: the settings of one make no sense.
@@ -54,6 +55,7 @@ class Sinks:
         self._store = store
         self._own = own
         self._interval_ns = nanoseconds(interval_seconds)
+        self._off = off
         self._wall_ns = wall_ns
         self._due_ns = 0
         self._held: list[tuple[int, bytes]] = []
@@ -110,7 +112,7 @@ class Sinks:
         wall_ns = snapshot.t_ns + snapshot.wall_minus_core_ns
         if self._takes_points and not self._due_ns - self._interval_ns <= wall_ns < self._due_ns:
             self._due_ns = (wall_ns // self._interval_ns + 1) * self._interval_ns
-            self._held.append((wall_ns, packed(snapshot, jouled.__version__, self._own.since_ns)))
+            self._held.append((wall_ns, packed(snapshot, jouled.__version__, self._own.since_ns, self._off)))
             self._drop_excess()
         for runner in self.runners:
             self._dead += runner.dead_letters

@@ -1,5 +1,6 @@
 """Every metric that jouled publishes: the one place where a name, its labels and its meaning are written down."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from msgspec import Struct
@@ -490,3 +491,22 @@ GROUPS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
 """Groups as the reference shows them; families stand in this order on the page."""
 
 CATALOGUE: dict[str, Metric] = {metric.name: metric for _, metrics in GROUPS for metric in metrics}
+
+
+def families_off(patterns: Iterable[str]) -> frozenset[str]:
+    """The names, without the prefix, of the families that these full names mean; `*` stands at the end only.
+
+    Raises:
+        ValueError: one of them means none.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        meant = {metric.name for metric in CATALOGUE.values() if _means(pattern, metric.full_name)}
+        if not meant:
+            raise ValueError(f"`{pattern}` is no family of jouled")
+        found |= meant
+    return frozenset(found)
+
+
+def _means(pattern: str, full_name: str) -> bool:
+    return full_name.startswith(pattern[:-1]) if pattern.endswith("*") else full_name == pattern

@@ -58,8 +58,14 @@ class Exposition:
     Safe to call from several threads; a second caller waits for the page of the first.
     """
 
-    def __init__(self, version: str, processes: Callable[[], Mapping[str, Values]] | None = None) -> None:
-        self._collector = _SnapshotCollector(version, processes or Processes().read)
+    def __init__(
+        self,
+        version: str,
+        processes: Callable[[], Mapping[str, Values]] | None = None,
+        off: frozenset[str] = frozenset(),
+    ) -> None:
+        """`off`: names of families that are left out."""
+        self._collector = _SnapshotCollector(version, processes or Processes().read, off)
         self._registry = CollectorRegistry()
         self._registry.register(self._collector)
         self._pages: dict[Format, tuple[Snapshot, Page]] = {}
@@ -90,7 +96,8 @@ class Exposition:
 class _SnapshotCollector(Collector):
     """The custom collector behind the page: families in the catalogue's order, only those that have values."""
 
-    def __init__(self, version: str, processes: Callable[[], Mapping[str, Values]]) -> None:
+    def __init__(self, version: str, processes: Callable[[], Mapping[str, Values]], off: frozenset[str]) -> None:
+        self._off = off
         self._version = version
         self._processes = processes
         self._complained: set[str] = set()
@@ -111,7 +118,7 @@ class _SnapshotCollector(Collector):
         self._complain_of_unknown([*values, *snapshot.histograms])
         count = dropped = 0
         for name, metric in CATALOGUE.items():
-            if name in {"page_series", "page_series_dropped"}:
+            if name in {"page_series", "page_series_dropped"} or name in self._off:
                 continue
             family = _family(metric)
             if metric.type == "histogram":

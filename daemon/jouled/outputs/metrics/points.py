@@ -28,15 +28,19 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Stored)
 
 
-def packed(snapshot: Snapshot, version: str, since_ns: int) -> bytes:
-    """All series of a snapshot that the catalogue knows. since_ns: Unix nanoseconds from which its counters count."""
+def packed(snapshot: Snapshot, version: str, since_ns: int, off: frozenset[str] = frozenset()) -> bytes:
+    """All series of a snapshot that the catalogue knows, without the families `off`.
+
+    since_ns: Unix nanoseconds from which its counters count.
+    """
     values = values_of(snapshot, version)
+    wanted = CATALOGUE.keys() - off
     stored = _Stored(
         t_ns=snapshot.t_ns + snapshot.wall_minus_core_ns,
         since_ns=since_ns,
         node=snapshot.node,
-        values={name: list(of.items()) for name, of in values.items() if of and name in CATALOGUE},
-        histograms={name: list(of.items()) for name, of in snapshot.histograms.items() if of and name in CATALOGUE},
+        values={name: list(of.items()) for name, of in values.items() if of and name in wanted},
+        histograms={name: list(of.items()) for name, of in snapshot.histograms.items() if of and name in wanted},
     )
     return zlib.compress(_encoder.encode(stored), _FASTEST)
 

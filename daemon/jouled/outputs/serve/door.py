@@ -20,7 +20,8 @@ class Door:
     was really taken, with rejections added. forward: passes a raw body with its headers on; returns at once.
     release: lets go of the devices for so many seconds. forget: removes a tenant's receipts, returns how many.
     extra: more for the page, such as the demo's grading. health, ready: whether, and a sentence why. token: asked of
-    every sender, if set. refused: what the server refused, counted by reason; it fills it.
+    every sender, if set. refused: what the server refused, counted by reason; it fills it. off: families that the page
+    leaves out.
     """
 
     snapshot: Callable[[], Snapshot]
@@ -36,3 +37,4 @@ class Door:
     ready: Callable[[], tuple[bool, str]]
     token: str | None
     refused: Counter[str] = field(default_factory=Counter)
+    off: frozenset[str] = frozenset()

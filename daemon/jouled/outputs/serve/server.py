@@ -85,7 +85,7 @@ def build_app(door: Door, web_config_file: Path | None = None) -> web.Applicatio
     app[AUTHENTICATOR] = Authenticator(door.token or "")
     app[HOSTS] = set()
     routes: list[tuple[str, str, Handler]] = [
-        ("GET", "/metrics", metrics_handler(door, Exposition(jouled.__version__))),
+        ("GET", "/metrics", metrics_handler(door, Exposition(jouled.__version__, off=door.off))),
         ("GET", "/api/v1/requests", list_handler(door)),
         ("GET", "/api/v1/requests/{id}", one_handler(door)),
         ("POST", RELEASE_PATH, _release_handler(door)),
