@@ -16,6 +16,7 @@ _PACKAGES = {
     "mosquitto": "mosquitto",
     "prometheus": "prometheus",
     "promtool": "prometheus",
+    "strace": "strace",
     "systemd-analyze": "systemd",
     "systemd-nspawn": "systemd-container",
     "victoria-metrics": "victoria-metrics",

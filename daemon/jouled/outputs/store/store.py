@@ -215,7 +215,9 @@ class Store:
 
     def _subscribe(self, streams: Sequence[Stream]) -> dict[Stream, int]:
         try:
-            self._spool.subscribe(self._writer, streams)
+            # All or nothing: a sink whose place is lost would begin at the end.
+            with _transaction(self._writer, self._spool):
+                self._spool.subscribe(self._writer, streams)
         except sqlite3.Error as error:
             raise StoreError(f"{self._path} cannot be written: {error}") from error
         return dict(self._spool.cursors)
