@@ -49,7 +49,7 @@ asyncio.run(main())
         "fdatasync:error=EIO:when=12+9",
         "pwrite64:error=EIO:when=40+23",
         "pwrite64:error=ENOSPC:when=30..90",
-        "fdatasync:error=ENOSPC:when=10+7",
+        "fdatasync:error=ENOSPC:when=11+5",
     ],
 )
 def test_what_was_acknowledged_is_there_and_nothing_twice(tmp_path: Path, fault: str) -> None:
