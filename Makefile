@@ -7,7 +7,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test faults acceptance test-real lint bench bench-attribution plots docs clean
+.PHONY: help setup run test faults acceptance test-real lint scan bench bench-attribution plots docs clean
 
 help:  ## show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,6 +52,9 @@ lint: $(INSTALLED_DEV)  ## style, types, layers, generated documents
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@scripts/generate_docs.sh --check
+
+scan: $(INSTALLED_DEV)  ## known vulnerabilities of what is installed (the code itself: make lint, ruff's rules S)
+	$(BIN)/python scripts/scan_dependencies.py
 
 bench: $(INSTALLED_DEV)  ## what the daemon costs, as JSON lines
 	$(BIN)/python -m bench $(ARGS)
