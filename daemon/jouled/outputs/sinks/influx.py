@@ -4,7 +4,7 @@ import asyncio
 import gzip
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 from urllib.parse import urlencode
 
 import aiohttp
@@ -18,9 +18,6 @@ from jouled.outputs.sinks.culprits import deliver
 from jouled.outputs.sinks.endpoint import authorization, checked_url
 from jouled.outputs.sinks.http import Answer
 from jouled.outputs.sinks.line_protocol import moment_lines, receipt_line
-
-if TYPE_CHECKING:
-    from influxdb_client.rest import ApiException
 
 MOST_POINTS, MOST_RECEIPTS = 10, 2_000
 """Moments of some 1 000 lines, and receipts of one: InfluxData advises up to 10 000 lines a write."""
@@ -177,7 +174,9 @@ class _ClientWriter:
                 write_precision="ns",  # type: ignore[arg-type]  # what its WritePrecision.NS is
             )
         except ApiException as error:
-            return _answer(self._url, error)
+            told = bytes(error.body or b"")
+            asked = error.headers.get("Retry-After", "")
+            return http.judged(self._url, int(error.status), told, told.decode(errors="replace"), asked)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise SinkError("unreachable", f"{self._url} cannot be reached: {error}") from error
         if not is_written:
@@ -186,25 +185,6 @@ class _ClientWriter:
 
     async def close(self) -> None:
         await self._client.close()  # type: ignore[no-untyped-call]
-
-
-def _answer(url: str, error: "ApiException") -> Answer:
-    """What `http.post` makes of an answer, for one that the client raised as an error.
-
-    Raises:
-        SinkError: it says nothing of the body.
-    """
-    status = int(error.status)
-    text = bytes(error.body or b"").decode(errors="replace").strip()
-    said = f"{url} answers {status}{': ' if text else ''}{text[:300]}"
-    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED}:
-        raise SinkError("unauthorized", said, mend="Check token_file and what the token may write")
-    if status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS} or status >= 500:
-        asked = http.retry_after_seconds(error.headers.get("Retry-After", ""))
-        raise SinkError("server_error" if status >= 500 else "throttled", said, retry_after_seconds=asked)
-    if status == HTTPStatus.NOT_FOUND or status < HTTPStatus.BAD_REQUEST:
-        raise SinkError("not_found", said, mend="Check url, org and bucket of this sink")
-    return Answer(status, text)
 
 
 def _check_place(settings: InfluxSettings) -> None:

@@ -19,7 +19,6 @@ from jouled.model.points import Kind, NumberedReceipt, Points
 from jouled.outputs.sinks import http
 from jouled.outputs.sinks.culprits import deliver
 from jouled.outputs.sinks.http import Answer
-from jouled.outputs.sinks.otlp_exchange import PROTOBUF, exchange
 
 MOST_POINTS, MOST_RECEIPTS = 20, 1_000
 """Moments of some 100 KB and receipts of some 2 KB: a tenth of the 20 MiB that receivers are advised to take."""
@@ -27,6 +26,8 @@ MOST_POINTS, MOST_RECEIPTS = 20, 1_000
 _FASTEST = 1
 _SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"})
 _SIGNAL_PATHS = ("/v1/metrics", "/v1/logs", "/v1/traces")
+
+PROTOBUF = "application/x-protobuf"
 
 _log = logging.getLogger(__name__)
 
@@ -113,9 +114,10 @@ class OpenOtlp:
 
         async def send(part: Sequence[R]) -> Answer:
             body = await asyncio.to_thread(_compressed, signal, part)
-            answer, said = await exchange(self._session, self._endpoint + signal.path, body, self._headers)
+            url = self._endpoint + signal.path
+            answer = await http.post(self._session, url, body, self._headers, words=_status_message, words_of=PROTOBUF)
             if answer.is_good:
-                last, message = self._refused(signal, part, said)
+                last, message = self._refused(signal, part, answer.body)
                 refused.extend(RejectedRecord(places[record.number], "refused", message) for record in last)
             return answer
 
@@ -220,3 +222,14 @@ def _secret_headers(path: str) -> dict[str, str]:
             raise ConfigurationError(f"line {number} of headers_file {path} is no header", mend="Write `Name: value`")
         headers[name.strip()] = value.strip()
     return headers
+
+
+def _status_message(body: bytes) -> str:
+    """The message of a `google.rpc.Status`, by which OTLP tells of failures."""
+    from google.protobuf.message import DecodeError
+    from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsPartialSuccess
+
+    try:  # not in opentelemetry-proto; this has a whole number as field 1 and the text as field 2, as a Status has
+        return ExportLogsPartialSuccess.FromString(body).error_message
+    except DecodeError:
+        return body.decode(errors="replace")
