@@ -56,6 +56,13 @@ def test_sigterm_ends_in_order_and_leaves_no_child(launch: Launch, tmp_path: Pat
     assert "Traceback" not in daemon.log_tail(100)
 
 
+def test_it_leaves_no_core_file_with_secrets(launch: Launch) -> None:
+    daemon = launch()
+    assert daemon.process is not None
+    limits = Path(f"/proc/{daemon.process.pid}/limits").read_text()
+    assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
+
+
 def test_counters_go_on_after_a_kill(launch: Launch) -> None:
     daemon = launch()
     until_metered(daemon, 300.0)

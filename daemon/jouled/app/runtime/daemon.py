@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import socket
 import tempfile
 import threading
@@ -94,6 +95,7 @@ def run(
     Raises `JouledError` if it cannot start.
     """
     log.set_up()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold tokens and ids
     reloads, signals = Reloads(config, reread), Signals()
     with asyncio.Runner() as runner:
         while True:
