@@ -23,7 +23,7 @@ from jouled.outputs.metrics.points import packed, unpacked
 from jouled.outputs.sinks.counts import SinkCounts
 from jouled.outputs.sinks.influx import InfluxSettings, InfluxSink
 from jouled.outputs.sinks.runner import Record, Runner
-from jouled.outputs.store import NO_PROGRESS, Outgoing, Store
+from jouled.outputs.store import NO_PROGRESS, Behind, Outgoing, Store
 
 MOMENTS, RECEIPTS, ROUNDS = 300, 20_000, 3
 INTERVAL_NS = 10_000_000_000
@@ -64,11 +64,11 @@ async def _through_the_spool(url: str) -> dict[str, tuple[float, float]]:
 
 
 async def _carry(store: Store, sink: OpenSink, kind: Kind) -> tuple[float, float]:
-    async def moments(after: int, most: int) -> list[Record]:
-        return [unpacked(number, data) for number, data in await store.points_after(after, most)]
+    async def moments(after: int, most: int) -> Behind[Record]:
+        return await store.points_after(after, most, unpacked)
 
-    async def finals(after: int, most: int) -> list[Record]:
-        return list(await store.receipts_after(after, most))
+    async def finals(after: int, most: int) -> Behind[Record]:
+        return await store.receipts_after(after, most)
 
     if not (isinstance(sink, TakesPoints) and isinstance(sink, TakesReceipts)):
         raise TypeError("the sink takes one stream only")

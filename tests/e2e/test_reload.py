@@ -1,5 +1,6 @@
 """SIGHUP: a good configuration takes effect, a bad one changes nothing; no counter ever goes back."""
 
+import json
 import signal
 from pathlib import Path
 
@@ -55,4 +56,36 @@ def test_what_is_bad_is_refused_and_the_old_one_stays(launch: Launch, tmp_path: 
         until(daemon, lambda page: page.values.get(GOOD) == 0.0, "the refusal is not shown")
     reload(daemon, tmp_path / "config.toml", METER)
     until(daemon, lambda page: page.values.get(GOOD) == 1.0, "mended and not taken")
+    assert daemon.stop() == 0
+
+
+def test_a_second_reload_before_the_first_has_failed_ends_nothing(launch: Launch, tmp_path: Path) -> None:
+    """The file reads well and the daemon does not start with it, twice in a row."""
+    daemon = launch()
+    until(daemon, lambda page: page.values.get(GOOD) == 1.0, "no page")
+    bad = f'{METER}\n[serve]\nweb_config_file = "{tmp_path}/missing.yml"\n'
+    reload(daemon, tmp_path / "config.toml", bad)
+    reload(daemon, tmp_path / "config.toml", bad)
+    wait_for(lambda: "missing.yml" in daemon.log_tail(20), 20, "nothing is refused", 0.05)
+    until(daemon, lambda page: page.values.get(GOOD) == 0.0, "it does not come back")
+    for _ in range(3):
+        reload(daemon, tmp_path / "config.toml", bad)
+    until(daemon, lambda page: page.values.get(GOOD) == 0.0, "it does not come back")
+    daemon.raise_if_ended()
+    assert daemon.stop() == 0
+
+
+def test_a_reload_that_is_refused_takes_nothing_from_a_sink(launch: Launch, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sink = f'[sinks.old]\ntype = "jsonl"\npath = "{out}/points.jsonl"\nstreams = ["points"]\n'
+    good = f"{METER}\n[spool]\ninterval_seconds = 1\n{sink}"
+    daemon = launch(good)
+    until(daemon, lambda page: page.values.get('jouled_sink_up{sink="old"}') == 0.0, "the sink works")
+    reload(daemon, tmp_path / "config.toml", f'{METER}\n[serve]\nweb_config_file = "{tmp_path}/missing.yml"\n')
+    until(daemon, lambda page: page.values.get(GOOD) == 0.0, "nothing is refused")
+    out.mkdir()
+    wait_for((out / "points.jsonl").exists, 70, "nothing arrives")
+    numbers = [json.loads(line)["number"] for line in (out / "points.jsonl").read_text().splitlines()]
+    assert numbers[0] == 1
+    assert numbers == list(range(1, len(numbers) + 1))
     assert daemon.stop() == 0

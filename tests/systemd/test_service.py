@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -162,6 +162,26 @@ def test_a_wrong_configuration_is_said_once_and_not_tried_again(machine: Machine
         assert "sysfs_root" in machine.log()
     finally:
         path.write_text(CONFIGURATION)
+
+
+def test_a_reload_takes_effect_in_the_same_process(started: Machine) -> None:
+    started.wait_for("the first joule", lambda: energy_joules(started) > 0)
+    before, pid = energy_joules(started), started.unit("MainPID")
+    path = started.root / "etc/jouled/config.toml"
+    path.write_text(CONFIGURATION + "[metrics]\noff = ['jouled_build_info']\n")
+    try:
+        started.checked("systemctl", "reload", "jouled.service")
+        started.wait_for("the reload", lambda: told(started, "/metrics", lambda page: "jouled_build_info" not in page))
+    finally:
+        path.write_text(CONFIGURATION)
+    assert (started.unit("ActiveState"), started.unit("MainPID")) == ("active", pid)
+    assert energy_joules(started) >= before
+
+
+def told(machine: Machine, path: str, holds: Callable[[str], bool]) -> bool:
+    """Whether the page says so; not while nobody answers."""
+    done = machine.run("/opt/jouled/bin/python3", "-c", ASK, URL + path, "")
+    return done.returncode == 0 and holds(done.stdout)
 
 
 def test_the_token_comes_from_systemd(machine: Machine) -> None:

@@ -71,6 +71,7 @@ class Parameters(Struct, frozen=True, kw_only=True):
     idle_policy: IdlePolicy = IdlePolicy.RESIDENT
     limits: Limits = Limits()
     by_tenant: bool = False
+    keep_receipts: bool = True
     learn_ratios: bool = True
     wait_seconds: float = 15.0
     horizon_min_seconds: float = 120.0

@@ -251,8 +251,8 @@ def test_run_hands_over_what_was_typed(runtime, tmp_path):
     argv = ["run", "--listen", "[::1]:8", "--state", "/s", "--record", "/r", "--no-discovery"]
     assert main(argv) == 7
     options = RunOptions(listen="[::1]:8", state=Path("/s"), record=Path("/r"), discover=False)
-    [(name, config, given, (key, reread))] = daemon.calls
-    assert (name, config, given, key) == ("run", Config(), options, "reread")
+    [(name, config, given, (key, reread), ends)] = daemon.calls
+    assert (name, config, given, key, ends) == ("run", Config(), options, "reread", ("ends_process", True))
     assert reread() == Config(), "SIGHUP reads the same file again"
 
 

@@ -170,7 +170,10 @@ async def test_the_end_sends_what_waits_and_keeps_how_far_that_came(tmp_path):
     node = Node(tmp_path, stub)
     await node.commit(0, receipt(1))
     await node.sinks.drain(5.0)
+    await node.sinks.close()
     assert (len(stub.moments), len(stub.finals), stub.closed) == (1, 1, True)
+    shown = await node.commit(1)
+    assert shown.counters["sink_records_total"][("stub", "receipts", "accepted")] == 1
     node.store.close()
     store = Store(tmp_path)
     assert store.subscribe([("stub", "points"), ("stub", "receipts")]) == {
@@ -191,6 +194,7 @@ async def test_the_end_waits_for_no_sink_that_hangs(tmp_path):
     await node.commit(0)
     async with asyncio.timeout(5):
         await node.sinks.drain(0.01)
+        await node.sinks.close()
     assert stub.closed
     node.store.close()
 
@@ -198,9 +202,51 @@ async def test_the_end_waits_for_no_sink_that_hangs(tmp_path):
 async def test_without_sinks_nothing_is_written_for_them(tmp_path):
     node = Node(tmp_path)
     shown = await node.commit(0, receipt(1))
-    assert await node.store.points_after(0, 10) == []
+    assert (await node.store.points_after(0, 10, lambda *row: row)).records == []
     assert "spool_bytes" not in shown.gauges
-    await node.sinks.drain(1.0)
+    node.store.close()
+
+
+async def test_what_waits_for_a_sink_that_is_configured_no_more_is_kept_until_the_daemon_works(tmp_path):
+    """A configuration that does not start is followed by the old one: nothing may have changed meanwhile."""
+    stub = Stub()
+    stub.down = True
+    node = Node(tmp_path, stub)
+    for second in (0, 10, 20):
+        await node.commit(second)
+    await node.carry()
+    await node.commit(21)
+    failures = node.own.sinks["stub"].failures
+    node.store.close()
+    other = Node(tmp_path, own=node.own)  # without the sink; it commits and does not get to work
+    await other.commit(22)
+    other.store.close()
+    stub.down = False
+    again = Node(tmp_path, stub, own=other.own)
+    await again.carry()
+    assert [moment.number for moment in stub.moments] == [1, 2, 3]
+    assert again.own.sinks["stub"].failures == failures == {"unreachable": 1}
+    again.store.close()
+    last = Node(tmp_path, own=again.own)
+    await last.sinks.settle()
+    assert last.own.sinks == {}
+    await last.commit(23)
+    assert last.store.waiting.oldest_ns == {}
+    last.store.close()
+
+
+async def test_a_damaged_receipt_stops_nobody_and_is_counted_once(tmp_path):
+    stub = Stub()
+    node = Node(tmp_path, stub)
+    await node.commit(0, receipt(1), receipt(2), receipt(3))
+    node.store._writer.execute("UPDATE receipts SET receipt = x'c1' WHERE number = 2")
+    stub.down = True
+    for _ in range(3):
+        await node.carry()
+    stub.down = False
+    await node.carry()
+    assert [final.number for final in stub.finals] == [1, 3]
+    assert node.own.sinks["stub"].dropped == {"receipts": {"damaged": 1}}
     node.store.close()
 
 

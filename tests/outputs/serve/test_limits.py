@@ -95,7 +95,7 @@ async def asks(reader, writer):
 
 
 async def test_connections_are_limited_by_address_and_in_all(serve, opened, monkeypatch):
-    monkeypatch.setattr(limits, "CONNECTIONS_PER_PEER", 2)
+    monkeypatch.setattr(limits, "CONNECTIONS_FROM_LOOPBACK", 2)
     monkeypatch.setattr(limits, "CONNECTIONS", 3)
     served = await serve()
     first, second = await opened(served), await opened(served)

@@ -139,6 +139,16 @@ async def test_a_file_that_became_invalid_changes_nothing_and_is_said_once(serve
     assert len(caplog.records) == 3
 
 
+@pytest.mark.parametrize("text", ["", "http_server_config: {headers: {X-Frame-Options: deny}}"])
+async def test_a_file_cut_short_lets_nobody_in(serve, web_file, caplog, text):
+    """As one looks that is being written, or that a full disk cut off."""
+    served = await serve(web_file(f"basic_auth_users: {{ann: {HASH}}}"))
+    await served.get("/metrics", status=401)
+    web_file(text)
+    await served.get("/metrics", status=401)
+    assert "the last user goes with a restart only" in caplog.text
+
+
 def test_a_change_within_the_same_size_is_seen(web_file):
     web = WebFile(web_file("http_server_config: {headers: {X-XSS-Protection: a}}"))
     path = web_file("http_server_config: {headers: {X-XSS-Protection: b}}")

@@ -19,6 +19,7 @@ from jouled.model.points import Points
 from jouled.outputs.metrics.points import packed, unpacked
 from jouled.outputs.sinks.counts import SinkCounts
 from jouled.outputs.sinks.runner import Runner
+from jouled.outputs.store import Behind
 
 _DEADLINE_SECONDS = 30.0
 Series = tuple[str, frozenset[tuple[str, str]]]
@@ -221,8 +222,8 @@ def run_once() -> Callable[..., Awaitable[tuple[Runner, SinkCounts]]]:
     async def run(kind: str, records: Sequence[Any], send: Any, timeout_seconds: float) -> tuple[Runner, SinkCounts]:
         counts = SinkCounts()
 
-        async def read(after: int, most: int) -> Sequence[Any]:
-            return records
+        async def read(after: int, most: int) -> Behind[Any]:
+            return Behind(records, [])
 
         made = Runner(
             "tested",

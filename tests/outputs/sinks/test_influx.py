@@ -318,7 +318,7 @@ async def test_one_record_that_is_too_large_is_rejected(stub, opened):
 
 async def test_where_all_is_refused_each_delivery_is_bounded_and_goes_on(stub, opened):
     receipts = numbered(300)
-    stub.judge = lambda _: (400, "no")
+    stub.judge = lambda _: (400, "partial write: field type conflict")
     rejected = 0
     async with opened(InfluxSink(), influx(stub.url)) as sink:
         while receipts:
@@ -329,6 +329,16 @@ async def test_where_all_is_refused_each_delivery_is_bounded_and_goes_on(stub, o
             rejected += len(delivery.rejected)
             receipts = receipts[delivery.taken :]
     assert rejected == 300
+
+
+async def test_where_all_is_refused_alike_for_another_reason_all_is_kept(stub, opened):
+    """As a server of TLS does when it is asked without: its 400 is no word on the records."""
+    stub.judge = lambda _: (400, "Client sent an HTTP request to an HTTPS server.")
+    async with opened(InfluxSink(), influx(stub.url)) as sink:
+        with pytest.raises(SinkError, match="HTTPS server") as caught:
+            await sink.receipts(numbered(300))
+    assert caught.value.reason == "refused"
+    assert len(stub.requests) <= MOST_REQUESTS
 
 
 async def test_what_was_decided_counts_when_the_server_breaks_down_in_between(stub, opened):

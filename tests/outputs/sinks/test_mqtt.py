@@ -23,6 +23,7 @@ from jouled.outputs.sinks.mqtt import MqttSink, outcome
 from jouled.outputs.sinks.mqtt_messages import Message, part
 from jouled.outputs.sinks.mqtt_settings import MqttSettings
 from jouled.outputs.sinks.runner import Runner
+from jouled.outputs.store import Behind
 
 MOMENT = unpacked(1, packed(snapshot(), "1.0", NOW_NS - 3600 * 10**9))
 
@@ -293,7 +294,7 @@ def carry(send, kind, spool, position: int = 0) -> tuple[Runner, SinkCounts]:
     """The real runner, with a list as spool and a sleep that does not."""
 
     async def read(after: int, most: int):
-        return [record for record in spool if record.number > after][:most]
+        return Behind([record for record in spool if record.number > after][:most], [])
 
     async def no_sleep(_seconds: float) -> None:
         await asyncio.sleep(0)
@@ -390,7 +391,7 @@ async def test_a_broker_killed_in_a_delivery_is_noticed_long_before_the_time_is_
     sink = sink_to(broker, timeout_seconds=1000.0)
     await sink.points([moment(1)])
     broker.signal(signal.SIGSTOP)
-    delivery = asyncio.create_task(sink.points([moment(2)]))
+    delivery = asyncio.create_task(sink.receipts([NumberedReceipt(2, receipt(2))]))
     await asyncio.sleep(0)
     broker.kill()
     async with asyncio.timeout(5):
@@ -476,7 +477,7 @@ async def test_close_does_not_wait_for_a_broker_that_sleeps(start, sink_to, monk
 async def test_a_delivery_cancelled_while_it_connects_leaves_no_connection_behind(start, sink_to):
     broker = start()
     sink = sink_to(broker)
-    delivery = asyncio.create_task(sink.points([moment(1)]))
+    delivery = asyncio.create_task(sink.receipts([NumberedReceipt(1, receipt(1))]))
     await asyncio.sleep(0)
     await asyncio.sleep(0)  # its thread is connecting now
     delivery.cancel()

@@ -13,6 +13,7 @@ from jouled.model.errors import SinkError
 from jouled.model.points import NumberedReceipt
 from jouled.outputs.sinks.counts import SinkCounts
 from jouled.outputs.sinks.runner import LAST_WAIT_SECONDS, LONGEST_RETRY_AFTER_SECONDS, Runner
+from jouled.outputs.store import Behind
 
 
 class Other:
@@ -35,7 +36,7 @@ def runner(other, count: int, most: int = 10, position: int = 0, timeout_seconds
     spool = [NumberedReceipt(number, receipt(number)) for number in range(1, count + 1)]
 
     async def read(after: int, most: int):
-        return [record for record in spool if record.number > after][:most]
+        return Behind([record for record in spool if record.number > after][:most], [])
 
     counts = SinkCounts()
     made = Runner(
@@ -104,6 +105,23 @@ async def test_a_sink_that_hangs_fails_in_time():
     assert 0.0 < await made.step() <= LAST_WAIT_SECONDS
     assert counts.failures == {"timeout": 1}
     assert "0.01 s" in made.trouble
+
+
+async def test_a_receiver_that_is_too_slow_for_many_gets_fewer():
+    other, sizes = Other(), []
+
+    async def slow(records):
+        sizes.append(len(records))
+        if len(records) > 3:
+            await asyncio.Event().wait()
+        return Delivery(len(records))
+
+    other.receipts = slow
+    made, *_ = runner(other, 20, most=16, timeout_seconds=0.01)
+    while await made.step() is not None:
+        pass
+    assert sizes[:4] == [16, 8, 4, 2]
+    assert made.position == 20
 
 
 async def test_a_bug_of_a_sink_loses_nothing(caplog):

@@ -27,6 +27,10 @@ async def commit(store: Store, points=(), receipts=(), at_ns: int = NOW_NS, **ou
     return await store.commit(b"books", receipts, at_ns, NO_PROGRESS, Outgoing(points=tuple(points), **outgoing))
 
 
+async def points_after(store: Store, number: int, most: int) -> list[tuple[int, bytes]]:
+    return list((await store.points_after(number, most, lambda number, data: (number, data))).records)
+
+
 @pytest.fixture
 def store(tmp_path):
     opened = Store(tmp_path)
@@ -38,9 +42,11 @@ async def test_what_a_commit_brings_is_read_back_in_order(store):
     assert store.subscribe([POINTS, RECEIPTS]) == {POINTS: 0, RECEIPTS: 0}
     await commit(store, [point(1), point(2)], [receipt(1)])
     await commit(store, [point(3)], [receipt(2), receipt(3)])
-    assert await store.points_after(0, 10) == [(number, point(number)[1]) for number in (1, 2, 3)]
-    assert await store.points_after(1, 1) == [(2, point(2)[1])]
-    assert [(r.number, r.receipt) for r in await store.receipts_after(1, 10)] == [(2, receipt(2)), (3, receipt(3))]
+    assert await points_after(store, 0, 10) == [(number, point(number)[1]) for number in (1, 2, 3)]
+    assert await points_after(store, 1, 1) == [(2, point(2)[1])]
+    records, damaged = await store.receipts_after(1, 10)
+    assert [(r.number, r.receipt) for r in records] == [(2, receipt(2)), (3, receipt(3))]
+    assert damaged == []
 
 
 async def test_places_outlive_a_restart_and_what_everybody_has_is_removed(tmp_path):
@@ -48,12 +54,12 @@ async def test_places_outlive_a_restart_and_what_everybody_has_is_removed(tmp_pa
     store.subscribe([POINTS, ("mqtt", "points")])
     await commit(store, [point(number) for number in range(1, 6)])
     await commit(store, cursors={POINTS: 4, ("mqtt", "points"): 2})
-    assert [number for number, _ in await store.points_after(0, 10)] == [3, 4, 5], "the slower one holds them"
+    assert [number for number, _ in await points_after(store, 0, 10)] == [3, 4, 5], "the slower one holds them"
     store.close()
     store = Store(tmp_path)
     assert store.subscribe([POINTS, ("mqtt", "points")]) == {POINTS: 4, ("mqtt", "points"): 2}
     await commit(store, cursors={("mqtt", "points"): 5, POINTS: 5})
-    assert await store.points_after(0, 10) == []
+    assert await points_after(store, 0, 10) == []
     assert store.waiting.points_bytes == 0
     assert store.take_dropped() == {}
     store.close()
@@ -62,12 +68,31 @@ async def test_places_outlive_a_restart_and_what_everybody_has_is_removed(tmp_pa
 async def test_a_new_sink_begins_at_the_end_and_a_removed_one_holds_nothing(store):
     store.subscribe([POINTS])
     await commit(store, [point(1)], [receipt(1)])
-    assert store.subscribe([("mqtt", "points"), ("mqtt", "receipts")]) == {
-        ("mqtt", "points"): 1,
-        ("mqtt", "receipts"): 1,
-    }
+    wanted = [("mqtt", "points"), ("mqtt", "receipts")]
+    assert store.subscribe(wanted) == dict.fromkeys(wanted, 1)
     await commit(store, [point(2)])
-    assert [number for number, _ in await store.points_after(0, 10)] == [2]
+    assert [number for number, _ in await points_after(store, 0, 10)] == [1, 2], "the other may come back"
+    await store.keep_only(wanted)
+    await commit(store)
+    assert [number for number, _ in await points_after(store, 0, 10)] == [2]
+
+
+async def test_a_sink_that_comes_back_gets_no_numbers_again(tmp_path):
+    store = Store(tmp_path)
+    store.subscribe([POINTS])
+    await commit(store, [point(number) for number in range(1, 7)], cursors={POINTS: 6})
+    await store.keep_only([])
+    await commit(store)
+    store.close()
+    for _ in range(2):  # two lives without it
+        store = Store(tmp_path)
+        await commit(store)
+        store.close()
+    store = Store(tmp_path)
+    assert store.subscribe([POINTS]) == {POINTS: 6}
+    await commit(store, [point(7)])
+    assert [number for number, _ in await points_after(store, 0, 10)] == [7]
+    store.close()
 
 
 async def test_numbers_are_never_given_twice(tmp_path):
@@ -75,13 +100,13 @@ async def test_numbers_are_never_given_twice(tmp_path):
     store.subscribe([POINTS, RECEIPTS])
     await commit(store, [point(1)], [receipt(1)])
     await commit(store, cursors={POINTS: 1, RECEIPTS: 1}, at_ns=NOW_NS + 2 * 86_400 * SECOND_NS)
-    assert await store.receipts_after(0, 10) == [], "all of them are too old"
+    assert (await store.receipts_after(0, 10)).records == [], "all of them are too old"
     store.close()
     store = Store(tmp_path)
     store.subscribe([POINTS, RECEIPTS])
     await commit(store, [point(2)], [receipt(2)])
-    assert [number for number, _ in await store.points_after(0, 10)] == [2]
-    assert [r.number for r in await store.receipts_after(0, 10)] == [2]
+    assert [number for number, _ in await points_after(store, 0, 10)] == [2]
+    assert [r.number for r in (await store.receipts_after(0, 10)).records] == [2]
     store.close()
 
 
@@ -95,7 +120,7 @@ async def test_limits_take_the_oldest_and_say_from_whom(tmp_path):
     assert store.waiting.points_bytes <= 150 * size
     await commit(store, at_ns=point(1250)[0])
     assert store.take_dropped() == {("influx", "points", "age"): 50, ("mqtt", "points", "age"): 50}
-    assert [number for number, _ in await store.points_after(0, 1000)] == list(range(151, 201))
+    assert [number for number, _ in await points_after(store, 0, 1000)] == list(range(151, 201))
     store.close()
 
 
@@ -128,7 +153,7 @@ async def test_a_commit_that_fails_leaves_no_trace(store):
     store._writer.execute("PRAGMA max_page_count = 1000000")
     await commit(store)
     assert store.waiting == before
-    assert await store.points_after(0, 10) == [(1, point(1)[1])]
+    assert await points_after(store, 0, 10) == [(1, point(1)[1])]
 
 
 async def test_a_lost_file_is_told_and_numbers_go_on(store, tmp_path, caplog):
@@ -138,9 +163,9 @@ async def test_a_lost_file_is_told_and_numbers_go_on(store, tmp_path, caplog):
     store._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     path.write_bytes(b"nonsense" * 4096)
     with pytest.raises(StoreError, match="cannot be read"):
-        await store.points_after(0, 10)
+        await points_after(store, 0, 10)
     await commit(store, [point(3)])
-    assert [number for number, _ in await store.points_after(0, 10)] == [3]
+    assert [number for number, _ in await points_after(store, 0, 10)] == [3]
     assert store.take_dropped() == {("influx", "points", "store_lost"): 1}
     assert "set aside" in caplog.text
 
@@ -171,7 +196,7 @@ async def test_an_older_jouled_may_write_between(tmp_path):
     store = Store(tmp_path)
     assert store.subscribe([RECEIPTS]) == {RECEIPTS: 0}
     await commit(store, receipts=[receipt(3)])
-    assert [r.number for r in await store.receipts_after(0, 10)] == [1, 2, 3]
+    assert [r.number for r in (await store.receipts_after(0, 10)).records] == [1, 2, 3]
     store.close()
 
 
@@ -226,7 +251,7 @@ class SpoolMachine(RuleBasedStateMachine):
         if not hasattr(self, "store"):
             return
         for place in self.places.values():
-            assert self.do(self.store.points_after(place, 1000)) == self.written[place:]
+            assert self.do(points_after(self.store, place, 1000)) == self.written[place:]
 
     def teardown(self):
         if hasattr(self, "store"):

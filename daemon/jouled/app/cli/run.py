@@ -29,4 +29,4 @@ def execute(arguments: argparse.Namespace) -> int:
         record=arguments.record,
         discover=not arguments.no_discovery,
     )
-    return run(loaded(arguments), options, reread=lambda: loaded(arguments))
+    return run(loaded(arguments), options, reread=lambda: loaded(arguments), ends_process=True)

@@ -252,4 +252,5 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             learn_ratios=self.attribution.learn_ratios,
             limits=self.limits,
             by_tenant=self.requests.by_tenant,
+            keep_receipts=self.privacy.receipts,
         )

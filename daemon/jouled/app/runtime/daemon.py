@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import resource
 import socket
@@ -33,7 +34,7 @@ from jouled.app.runtime.own import OwnCounts
 from jouled.app.runtime.plugins import Plugins, check_types, load_plugins
 from jouled.app.runtime.power import PowerSources
 from jouled.app.runtime.pseudonyms import load_or_make
-from jouled.app.runtime.publisher import Commit, Publisher, restore, without_requests
+from jouled.app.runtime.publisher import Commit, Publisher, restore
 from jouled.app.runtime.recording import Writer
 from jouled.app.runtime.reloads import Reloads
 from jouled.app.runtime.signals import Signals
@@ -49,11 +50,23 @@ if TYPE_CHECKING:
     from jouled.app.runtime.sinks import Sinks
     from jouled.outputs.serve import Running
 
+STOP_SECONDS = 5.0
+"""An orderly stop takes no longer; then the process ends all the same, and says so."""
+
 DRAIN_SECONDS = 2.0
 """Of that, what sinks have to send what still waits; the rest is sent after the next start."""
 
-STOP_SECONDS = 5.0
-"""An orderly stop takes no longer; then the process ends all the same, and says so."""
+LAST_SECONDS = 2.0
+"""What of it is kept for the last commit and for closing connections."""
+
+RELOAD_SECONDS = 30.0
+"""A stop that a start follows may take longer: it is no reason to end the process."""
+
+EXIT_SECONDS = 1.0
+"""After an orderly end, threads that hang (a name that does not resolve, a disk) are waited for no longer."""
+
+SHORTEST_TICK_SECONDS = 0.2
+"""Between two commits where senders wait for them."""
 
 REMEMBERED_RECEIPTS = 5_000
 """After a restart, requests with a final receipt among the last ones are not taken again when they are sent again."""
@@ -89,8 +102,12 @@ def run(
     options: RunOptions,
     companion: Companion | None = None,
     reread: Callable[[], Config] | None = None,
+    *,
+    ends_process: bool = False,
 ) -> int:
     """Run the daemon until SIGTERM or SIGINT; the exit code. `reread` gives the configuration anew on SIGHUP.
+
+    ends_process: the process ends with it, whatever threads may hang.
 
     Raises `JouledError` if it cannot start.
     """
@@ -107,6 +124,8 @@ def run(
                     raise
                 continue
             if not daemon.reloads_now:
+                if ends_process:
+                    _exit_soon(code)
                 return code
 
 
@@ -124,12 +143,26 @@ def record(config: Config, options: RunOptions, out: Path, seconds: float | None
 
 def _live_once(runner: asyncio.Runner, daemon: "Daemon", seconds: float | None) -> int:
     # A driver, a disk or a client may hang for ever; the books of the last second are committed whatever happens.
-    deadline = threading.Timer(STOP_SECONDS, _give_up)
-    deadline.daemon = True
+    deadlines: list[threading.Timer] = []
+
+    def begin_to_end() -> None:
+        deadline = threading.Timer(RELOAD_SECONDS if daemon.reloads_now else STOP_SECONDS, _give_up)
+        deadline.daemon = True
+        deadline.start()
+        deadlines.append(deadline)
+
     try:
-        return runner.run(daemon.run(seconds, deadline.start))
+        return runner.run(daemon.run(seconds, begin_to_end))
     finally:
-        deadline.cancel()
+        for deadline in deadlines:
+            deadline.cancel()
+
+
+def _exit_soon(code: int) -> None:
+    """End the process with this code before long, even if the interpreter waits for a thread."""
+    timer = threading.Timer(EXIT_SECONDS, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
 
 
 def _give_up() -> None:
@@ -192,6 +225,8 @@ class Daemon:
         self._clock_state = ClockState(boot_id(), clock.offset_ns)
         self._coverage = CoverageWatch()
         self._durable = Durable()
+        self._one_commit = asyncio.Lock()
+        self._ends_by = math.inf
 
     async def run(self, seconds: float | None, on_stop: Callable[[], None]) -> int:
         """Live until told to stop, for at most so many seconds; `on_stop` is called as the end begins."""
@@ -199,7 +234,7 @@ class Daemon:
         try:
             await self._live(seconds, on_stop)
             await self._commit_the_rest()
-            await self._sinks.drain(DRAIN_SECONDS)
+            await self._send_the_rest()
         finally:
             self._metering.close()
             self._note_failure()
@@ -224,7 +259,11 @@ class Daemon:
                 async with asyncio.timeout(seconds):
                     await self._stop.wait()
             on_stop()
-            self._notifier.stopping()
+            self._ends_by = time.monotonic() + STOP_SECONDS - LAST_SECONDS
+            if self.reloads_now:
+                self._notifier.reloading()
+            else:
+                self._notifier.stopping()
             self._durable.refuse()
             self._power.stop()
             for task in tasks:
@@ -261,6 +300,8 @@ class Daemon:
             forwarder=forwarder,
             extra=self._companion.extra if self._companion else dict,
         )
+        if not self._config.privacy.receipts:
+            await self._store.forget(None)  # those of before; VACUUM only if there were some
         await self._remember_receipts()
         await self._publish()  # a scrape right after a restart sees the books that were restored
         if self._serves:
@@ -321,7 +362,15 @@ class Daemon:
         self._metering.pipeline.forget(tenant)
         self._publisher.forget(tenant)
         self._continuity.whole_next()  # the state and the inputs on disk name the tenant, too
+        await self._publish()
         return await self._store.forget(tenant)
+
+    async def _send_the_rest(self) -> None:
+        """Let the sinks send what waits, as far as there is time, and commit how far that came."""
+        if self._failure is None:
+            await self._sinks.drain(max(0.0, min(DRAIN_SECONDS, self._ends_by - time.monotonic())))
+            await self._publish()
+        await self._sinks.close()
 
     def _power_sources(self) -> PowerSources:
         looks = self._discovers and not self._power_settings
@@ -349,6 +398,7 @@ class Daemon:
             if not (self._front.is_ready or unproven or self._publisher.snapshot.sequence == 0):
                 self._front.is_ready = True
                 self._reloads.works()
+                group.create_task(self._sinks.settle())
                 self._notifier.ready(f"serving on {self._listen}")
             await self._until_next_tick()
 
@@ -361,14 +411,16 @@ class Daemon:
 
     async def _publish(self) -> None:
         """Books and snapshot are of one moment: nothing is fed between them."""
+        async with self._one_commit:
+            await self._commit()
+
+    async def _commit(self) -> None:
         metering = self._metering
         if metering.has_failed:
             return
         self._durable.begin()
         snapshot = metering.own.added_to(metering.pipeline.snapshot(metering.clock.now_ns()))
         snapshot = self._reloads.added_to(self._sinks.added_to(snapshot))
-        if not self._config.privacy.receipts:
-            snapshot = without_requests(snapshot)
         commit = Commit(books=metering.pipeline.books(), own=metering.own, clock=self._clock_state)
         progress = self._continuity.progress()
         self._coverage.look(snapshot)
@@ -400,15 +452,15 @@ class Daemon:
         return waiting
 
     async def _until_next_tick(self) -> None:
-        """Wait for the next tick, or for the first readings: nobody shall wait for those a second longer."""
+        """Wait for the next tick, for a crowd of senders, or for the first readings: nobody waits for those longer."""
         now_ns = self._metering.clock.now_ns()
         due_ns = ((now_ns - _TICK_PHASE_NS) // _SECOND_NS + 1) * _SECOND_NS + _TICK_PHASE_NS
-        if self._news.is_set():
-            await asyncio.sleep((due_ns - now_ns) / _SECOND_NS)
-            return
+        left_seconds = (due_ns - now_ns) / _SECOND_NS
+        pause_seconds = min(left_seconds, SHORTEST_TICK_SECONDS) if self._news.is_set() else 0.0
+        await asyncio.sleep(pause_seconds)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout((due_ns - now_ns) / _SECOND_NS):
-                await self._news.wait()
+            async with asyncio.timeout(left_seconds - pause_seconds):
+                await (self._durable.crowd if self._news.is_set() else self._news).wait()
 
     def _take_batch(self, batch: Batch) -> None:
         self._metering.take_batch(batch)

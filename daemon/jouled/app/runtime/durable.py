@@ -4,14 +4,19 @@ import asyncio
 
 from jouled.model.errors import JouledError
 
+CROWD = 16
 LONGEST_WAIT_SECONDS = 8.0
 """Commits come every second; OpenTelemetry's exporters give up after 10 s (OTEL_EXPORTER_OTLP_TIMEOUT)."""
 
 
 class Durable:
-    """Who waits for which commit. `begin` and `end` are called around every commit, by one task after another."""
+    """Who waits for which commit. `begin` and `end` are called around every commit, by one task after another.
+
+    crowd: set while so many wait that the next commit should not wait for its second.
+    """
 
     def __init__(self) -> None:
+        self.crowd = asyncio.Event()
         self._arrived: list[asyncio.Future[None]] = []
         self._covered: list[asyncio.Future[None]] = []
         self._has_ended = False
@@ -27,6 +32,8 @@ class Durable:
             raise JouledError("jouled ends: send it again later")
         waiter = asyncio.get_running_loop().create_future()
         self._arrived.append(waiter)
+        if len(self._arrived) >= CROWD:
+            self.crowd.set()
         try:
             async with asyncio.timeout(LONGEST_WAIT_SECONDS):
                 await waiter
@@ -35,14 +42,15 @@ class Durable:
 
     def begin(self) -> None:
         """A commit takes what was fed up to now."""
-        self._covered += self._arrived
+        self._covered += [waiter for waiter in self._arrived if not waiter.done()]
         self._arrived = []
+        self.crowd.clear()
 
     def end(self, *, committed: bool) -> None:
         """It is on disk, or the next one has to take it."""
         covered, self._covered = self._covered, []
         if not committed:
-            self._arrived[:0] = covered
+            self._arrived[:0] = [waiter for waiter in covered if not waiter.done()]
             return
         for waiter in covered:
             if not waiter.done():

@@ -34,6 +34,6 @@ def forget(socket: Path, state: Path, tenant: str) -> int:
 def _from_store(state: Path, tenant: str) -> int:
     store = Store(state)
     try:
-        return asyncio.run(store.forget(tenant))
+        return asyncio.run(store.forget(tenant, with_state=True))
     finally:
         store.close()

@@ -86,6 +86,8 @@ class Front:
         return self._metering.pipeline.provisional(self._known_as(request_id))
 
     async def _receipts(self, query: ReceiptQuery) -> list[Receipt]:
+        if not self._shows_receipts:
+            return []
         return await self._store.receipts(replace(query, id=self._known_as(query.id)))
 
     def _known_as(self, request_id: str) -> str:
@@ -96,6 +98,8 @@ class Front:
         taken = self._ingest.take(received)
         if self._metering.has_failed:
             raise JouledError("jouled ends because its books cannot be trusted any more")
+        if taken.requests and self._publisher.trouble:
+            raise JouledError(f"events cannot be kept now ({self._publisher.trouble}): send them again later")
         if taken.requests:
             await self._kept()
         return taken

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 
@@ -29,6 +30,10 @@ class Notifier:
         """The daemon is alive."""
         if self.watchdog_seconds is not None:
             self._send("WATCHDOG=1")
+
+    def reloading(self) -> None:
+        """The daemon reads its configuration again; `ready` follows."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
         """The daemon is going down on purpose."""

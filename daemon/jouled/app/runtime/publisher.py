@@ -143,15 +143,6 @@ class Publisher:
         self.trouble = str(error)
 
 
-def without_requests(snapshot: Snapshot) -> Snapshot:
-    """The snapshot without anything of a single request: no receipts, no exemplars."""
-    histograms = {
-        name: {labels: replace(histogram, exemplars=()) for labels, histogram in of.items()}
-        for name, of in snapshot.histograms.items()
-    }
-    return replace(snapshot, recent=(), histograms=histograms)
-
-
 def _with_store_failing(snapshot: Snapshot, *, failing: bool) -> Snapshot:
     value = float(failing)
     if snapshot.gauges.get("store_failing") == {(): value}:

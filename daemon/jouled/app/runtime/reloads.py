@@ -18,42 +18,46 @@ _log = logging.getLogger(__name__)
 
 
 class Reloads:
-    """The configurations of one process. `read`: reads it again, raises `JouledError`; `None`: it cannot be."""
+    """The configurations of one process. `read`: reads it again, raises `JouledError`; `None`: it cannot be.
+
+    config: what to run with now. Until `works` says that the daemon runs with it, the last one that did is kept,
+    however often it is read again meanwhile.
+    """
 
     def __init__(self, config: Config, read: Callable[[], Config] | None = None) -> None:
         self.config = config
         self._read = read
-        self._former: Config | None = None
+        self._working: Config | None = None
         self._is_good = True
         self._good_since_seconds = time.time()
 
     def again(self) -> bool:
-        """Read it again; returns whether there is another one to run with now."""
+        """Read it again; returns whether to start anew with what was read.
+
+        So it is where nothing changed: what the configuration names (a token, a sink's secret) may have.
+        """
         if self._read is None:
             _log.info("SIGHUP: this command reads its configuration at the start only")
             return False
         try:
-            config = self._read()
+            self.config = self._read()
         except JouledError as error:
             self._refuse(error)
             return False
-        if config == self.config:
-            # What the configuration names (a token, a certificate, a sink's secret) may have changed all the same.
-            _log.info("SIGHUP: the configuration is the same, starting anew with it")
-        self._former, self.config = self.config, config
         return True
 
     def works(self) -> None:
         """The daemon runs with the configuration last read."""
-        if self._former is not None:
+        if self._working is not None and self._working is not self.config:
             _log.info("the configuration was read again and is in effect")
-            self._former, self._is_good, self._good_since_seconds = None, True, time.time()
+            self._is_good, self._good_since_seconds = True, time.time()
+        self._working = self.config
 
     def fall_back(self, error: JouledError) -> bool:
-        """The daemon does not start with it: returns whether there is a former one to go back to."""
-        if self._former is None:
+        """The daemon does not start with it: returns whether there is one with which it did."""
+        if self._working is None or self.config is self._working:
             return False
-        self.config, self._former = self._former, None
+        self.config = self._working
         self._refuse(error)
         return True
 

@@ -18,14 +18,13 @@ from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 from jouled.outputs.metrics.points import packed, unpacked
 from jouled.outputs.sinks.counts import SinkCounts
 from jouled.outputs.sinks.runner import Record, Runner
-from jouled.outputs.store import DeadLetter, Outgoing, Store, StoreError, Stream
+from jouled.outputs.store import Behind, DeadLetter, Outgoing, Store, StoreError, Stream
 
 MOST_HELD_MOMENTS = 360
 """Moments of all series held while the store cannot be written, an hour at 10 s; older ones are dropped and counted."""
 CLOSE_SECONDS = 1.0
 
 _STORE_FAILS = "store_failing"
-_LOST_DAMAGED = "damaged"
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +47,8 @@ class Sinks:
     ) -> None:
         """Open the sinks and take up their places in the spool. `off`: names of families that are not sent.
 
+        What waits for sinks that are configured no more, and what was counted of them, is kept until `settle`.
+
         Raises:
             ConfigurationError: the settings of one make no sense.
             StoreError: their places cannot be kept.
@@ -63,7 +64,8 @@ class Sinks:
         self._open = {name: _opened(name, sink, settings, node) for name, (sink, settings) in configured.items()}
         streams = [(name, kind) for name, sink in self._open.items() for kind in sink.most]
         places = store.subscribe(streams)
-        own.sinks = {name: own.sinks.get(name, SinkCounts()) for name in self._open}
+        own.sinks |= {name: SinkCounts() for name in self._open.keys() - own.sinks.keys()}
+        self._streams: list[Stream] = streams
         self.runners = [
             self._runner(name, kind, self._open[name], configured[name][1].timeout_seconds, places[name, kind])
             for name, kind in streams
@@ -71,13 +73,16 @@ class Sinks:
         self._takes_points = any(kind == "points" for _, kind in streams)
 
     def _runner(self, name: str, kind: Kind, sink: OpenSink, timeout_seconds: float, position: int) -> Runner:
-        async def read_points(after: int, most: int) -> Sequence[Record]:
-            return await self._points_after(name, after, most)
+        async def points_after(after: int, most: int) -> Behind[Record]:
+            return await self._store.points_after(after, most, unpacked)
+
+        async def receipts_after(after: int, most: int) -> Behind[Record]:
+            return await self._store.receipts_after(after, most)
 
         return Runner(
             name,
             kind,
-            read=read_points if kind == "points" else self._store.receipts_after,
+            read=points_after if kind == "points" else receipts_after,
             send=_sender(sink, kind),
             most=sink.most[kind],
             timeout_seconds=timeout_seconds,
@@ -86,24 +91,18 @@ class Sinks:
             wall_ns=self._wall_ns,
         )
 
-    async def _points_after(self, name: str, after: int, most: int) -> Sequence[Record]:
-        """The next moments; damaged ones are passed over and counted."""
-        while rows := await self._store.points_after(after, most):
-            moments: list[Record] = []
-            for number, data in rows:
-                try:
-                    moments.append(unpacked(number, data))
-                except ValueError as error:
-                    _log.error("%s", error)
-                    self._own.sinks[name].lost("points", _LOST_DAMAGED, 1)
-            if moments:
-                return moments
-            after = rows[-1][0]
-        return []
-
     def start(self, group: asyncio.TaskGroup) -> list["asyncio.Task[None]"]:
         """Begin to carry; returns the tasks to be ended."""
         return [group.create_task(runner.run(), name=f"sink {runner.name} {runner.kind}") for runner in self.runners]
+
+    async def settle(self) -> None:
+        """The daemon works with these sinks: others are forgotten."""
+        for name in self._own.sinks.keys() - self._open.keys():
+            del self._own.sinks[name]
+        try:
+            await self._store.keep_only(self._streams)
+        except StoreError as error:
+            _log.warning("what waits for former sinks stays for now: %s", error)
 
     # commits
 
@@ -162,27 +161,22 @@ class Sinks:
     # the end
 
     async def drain(self, seconds: float) -> None:
-        """Send what waits as far as that is possible within so many seconds, keep how far that came, and close."""
-        if not self._open:
-            return
+        """Send what waits as far as that is possible within so many seconds; the next commit keeps how far it came."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await asyncio.gather(*(runner.drain() for runner in self.runners))
-        cursors: dict[Stream, int] = {(runner.name, runner.kind): runner.position for runner in self.runners}
-        try:
-            await self._store.acknowledge(cursors, self._wall_ns())
-        except StoreError as error:
-            _log.warning("some records will be sent again after the next start: %s", error)
-        await self.close()
 
     async def close(self) -> None:
-        """Let go of all connections."""
-        for name, sink in self._open.items():
-            try:
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    await sink.close()
-            except Exception as error:  # noqa: BLE001 - whatever a sink raises, the others are closed too
-                _log.warning("sink %s did not close in order: %s: %s", name, type(error).__name__, error)
+        """Let go of all connections, of all sinks at the same time."""
+        await asyncio.gather(*(_close(name, sink) for name, sink in self._open.items()))
+
+
+async def _close(name: str, sink: OpenSink) -> None:
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await sink.close()
+    except Exception as error:  # noqa: BLE001 - whatever a sink raises, the others are closed too
+        _log.warning("sink %s did not close in order: %s: %s", name, type(error).__name__, error)
 
 
 def _opened(name: str, sink: Sink, settings: SinkSettings, node: str) -> OpenSink:

@@ -75,7 +75,9 @@ class Account:
         measured = receipt.quality is not Quality.ESTIMATED
         counters = self._request_counters(receipt.engine, model)
         counters.book(event, components if measured else None)
-        self.recent.append(receipt)
+        keeps = self.parameters.keep_receipts
+        if keeps:
+            self.recent.append(receipt)
         if components.host_uj or components.residual_uj:
             self._book_cost(model, components.node_uj - energy_uj)
         if self.parameters.slos:
@@ -91,7 +93,8 @@ class Account:
         histogram = self.request_energy.get(model)
         if histogram is None:
             histogram = self.request_energy[model] = HistogramBook()
-        histogram.observe(receipt.joules, event.trace_id, receipt.last_token_ns / NANOSECONDS_PER_SECOND)
+        trace_id = event.trace_id if keeps else ""
+        histogram.observe(receipt.joules, trace_id, receipt.last_token_ns / NANOSECONDS_PER_SECOND)
 
     def forget(self, tenant: str) -> None:
         """Drop the recent receipts of a tenant; what they were counted into stays."""

@@ -6,6 +6,8 @@ from ipaddress import IPv6Address, ip_address
 CONNECTIONS = 256
 """Connections by TCP at a time, handshakes included."""
 CONNECTIONS_PER_PEER = 64
+CONNECTIONS_FROM_LOOPBACK = 192
+"""Gateways of this host hold a connection for each event until it is committed; some are left for scrapes."""
 
 _WRONG_IN_A_ROW = 10
 """So many wrong credentials a peer may send at once ..."""
@@ -26,6 +28,8 @@ def peer_of(host: str) -> str:
         return str(address)
     if address.ipv4_mapped:
         return str(address.ipv4_mapped)
+    if address.is_loopback:
+        return str(address)
     return str(IPv6Address(int(address) >> _HOST_BITS << _HOST_BITS))
 
 
@@ -37,7 +41,7 @@ class Seats:
 
     def refusal(self, peer: str) -> str:
         """Why this peer gets no more connections now; empty if it does."""
-        if self._taken[peer] >= CONNECTIONS_PER_PEER:
+        if self._taken[peer] >= (CONNECTIONS_FROM_LOOPBACK if _is_loopback(peer) else CONNECTIONS_PER_PEER):
             return "connections_per_peer"
         return "connections" if self._taken.total() >= CONNECTIONS else ""
 
@@ -50,6 +54,13 @@ class Seats:
         self._taken[peer] -= 1
         if self._taken[peer] <= 0:
             del self._taken[peer]
+
+
+def _is_loopback(peer: str) -> bool:
+    try:
+        return ip_address(peer).is_loopback
+    except ValueError:
+        return False
 
 
 class Guesses:

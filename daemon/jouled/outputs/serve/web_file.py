@@ -48,13 +48,22 @@ class WebFile:
     def _read_again(self) -> None:
         try:
             web = self._read()
-            if (web.context is None) is not (self._web.context is None):
-                raise refusal(self._path, "TLS comes and goes with a restart only", mend="Restart jouled")
+            self._check_change(web)
         except ConfigurationError as error:
             _log.error("what was in force before stays: %s", error)
         else:
             self._web = web
             _log.info("%s was read again", self._path)
+
+    def _check_change(self, web: Web) -> None:
+        """Refuse what opens the door: a file that is being written looks like one that asks for nothing."""
+        before = self._web
+        if (web.context is None) is not (before.context is None):
+            raise refusal(self._path, "TLS comes and goes with a restart only", mend="Restart jouled")
+        if before.passwords is not None and web.passwords is None:
+            raise refusal(self._path, "the last user goes with a restart only", mend="Restart jouled")
+        if before.context and web.context and web.context.verify_mode < before.context.verify_mode:
+            raise refusal(self._path, "certificates are asked for less with a restart only", mend="Restart jouled")
 
     def _read(self) -> Web:
         # Dates are taken before the files are read: what changes in between is seen the next time.

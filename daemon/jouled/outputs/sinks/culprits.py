@@ -22,17 +22,26 @@ _REFUSALS = frozenset(
     }
 )
 
+_REFUSED = "refused"
+
 R = TypeVar("R")
 
 
 async def deliver(
-    records: Sequence[R], send: Callable[[Sequence[R]], Awaitable[Answer]], timeout_seconds: float
+    records: Sequence[R],
+    send: Callable[[Sequence[R]], Awaitable[Answer]],
+    timeout_seconds: float,
+    is_about_records: Callable[[str], bool] = lambda _: False,
 ) -> Delivery:
     """Send all records at once; of a part that is refused the first half, down to single records, then the rest.
 
     For senders whose records may come again without harm. What is refused alone is rejected for good. The search ends
     after `MOST_REQUESTS` or half of `timeout_seconds`, or when the other side takes nothing more: what is decided by
     then counts, the rest is kept.
+
+    is_about_records: whether the words of a refusal, in small letters, are of a kind that any number of records may
+    deserve. Where all of a delivery are refused in the same other words, it is the sender or its settings that are
+    refused, and all is kept.
 
     Raises:
         SinkError: the other side takes nothing now, or answers with a status that is no word on the records.
@@ -56,6 +65,11 @@ async def deliver(
         if not answer.is_good:
             rejected.append(_rejected(taken, answer))
         taken = ends.pop()
+    if len(rejected) == taken > 1 and len({each.message for each in rejected}) == 1:
+        message, reason = rejected[0].message, rejected[0].reason
+        if reason == _REFUSED and not is_about_records(message.lower()):
+            mend = "Check the url and settings of this sink"
+            raise SinkError("refused", f"everything is refused alike, so all is kept: {message[:300]}", mend=mend)
     return Delivery(taken, tuple(rejected))
 
 
@@ -68,5 +82,5 @@ def _word_on_records(answer: Answer) -> Answer:
 
 
 def _rejected(index: int, answer: Answer) -> RejectedRecord:
-    reason = "too_large" if answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else "refused"
+    reason = "too_large" if answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else _REFUSED
     return RejectedRecord(index, reason, f"{answer.status}: {answer.text}")

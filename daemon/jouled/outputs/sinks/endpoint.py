@@ -22,7 +22,8 @@ def checked_url(url: str) -> str:
     if parts.username or parts.password:
         raise ConfigurationError("url holds a user or password", mend="Write them into user and password_file")
     if not is_usable:
-        raise ConfigurationError(f"url {url!r} is not an address", mend="Write http://HOST:PORT or https://HOST")
+        shown = "it holds a user or password" if "@" in url else repr(url)
+        raise ConfigurationError(f"url is not an address ({shown})", mend="Write http://HOST:PORT or https://HOST")
     return url.rstrip("/")
 
 

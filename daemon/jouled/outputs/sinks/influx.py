@@ -22,6 +22,9 @@ from jouled.outputs.sinks.line_protocol import moment_lines, receipt_line
 MOST_POINTS, MOST_RECEIPTS = 10, 2_000
 """Moments of some 1 000 lines, and receipts of one: InfluxData advises up to 10 000 lines a write."""
 
+_WORDS_ON_RECORDS = ("partial write", "parse", "field type", "retention", "dropped")
+"""How InfluxDB refuses points that no later attempt makes better."""
+
 _FASTEST = 1
 _GZIP = {"Content-Encoding": "gzip"}
 _V3_PARAMETERS = {"precision": "nanosecond", "accept_partial": "true"}
@@ -85,11 +88,11 @@ class OpenInflux:
 
     async def points(self, moments: Sequence[Points]) -> Delivery:
         """Write moments; see `deliver` for what is raised."""
-        return await deliver(moments, self._write_moments, self._timeout_seconds)
+        return await deliver(moments, self._write_moments, self._timeout_seconds, _is_about_records)
 
     async def receipts(self, receipts: Sequence[NumberedReceipt]) -> Delivery:
         """Write receipts; see `deliver` for what is raised."""
-        return await deliver(receipts, self._write_receipts, self._timeout_seconds)
+        return await deliver(receipts, self._write_receipts, self._timeout_seconds, _is_about_records)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -185,6 +188,10 @@ class _ClientWriter:
 
     async def close(self) -> None:
         await self._client.close()  # type: ignore[no-untyped-call]
+
+
+def _is_about_records(words: str) -> bool:
+    return any(word in words for word in _WORDS_ON_RECORDS)
 
 
 def _check_place(settings: InfluxSettings) -> None:

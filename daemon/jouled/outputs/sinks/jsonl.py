@@ -3,7 +3,7 @@
 import asyncio
 import errno
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -23,6 +23,8 @@ LOOKED_BACK_BYTES = 64 * 1024 * 1024
 before it was that long ago."""
 
 _MEBIBYTE = 1024 * 1024
+_NOTHING: Future[Delivery] = Future()
+_NOTHING.set_result(Delivery(0))
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -81,6 +83,7 @@ class OpenJsonl:
         )
         self._there: dict[Kind, set[Key]] = {}  # records that are in the file and may come again
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="jsonl")
+        self._writing: dict[Kind, Future[Delivery]] = {}
 
     async def points(self, moments: Sequence[Points]) -> Delivery:
         """Write moments. Raises `SinkError` where the disk does not take them."""
@@ -95,7 +98,11 @@ class OpenJsonl:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _append(self, kind: Kind, records: Sequence[Points] | Sequence[NumberedReceipt]) -> Delivery:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._written, kind, records)
+        # What a disk that hangs has not finished keeps its records in memory: one of each stream, and no more.
+        if not self._writing.get(kind, _NOTHING).done():
+            raise SinkError("disk", f"{self._path}: the disk has not finished what it was given before")
+        writing = self._writing[kind] = self._thread.submit(self._written, kind, records)
+        return await asyncio.wrap_future(writing)
 
     def _written(self, kind: Kind, records: Sequence[Points | NumberedReceipt]) -> Delivery:
         try:

@@ -76,8 +76,11 @@ class OpenMqtt:
         Raises:
             SinkError: nothing was taken.
         """
+        return await self._deliver(*await asyncio.to_thread(self._messages, moments))
+
+    def _messages(self, moments: Sequence[Points]) -> tuple[Sequence[Message], Sequence[Message], list[Message]]:
         newest, prefix = moments[-1], self._settings.discovery_prefix
-        return await self._deliver(
+        return (
             mqtt_discovery.configs(prefix, self._topics, newest) if self._settings.discovery else (),
             [self._topics.state(newest)],
             [self._topics.metrics(moment) for moment in moments],

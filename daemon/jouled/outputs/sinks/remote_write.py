@@ -29,6 +29,10 @@ _RESERVED = frozenset({"authorization", "host", "content-length", *(name.lower()
 _TOO_OLD = "too old sample"
 
 
+_WORDS_ON_RECORDS = ("out of order", "duplicate sample", "out of bounds", "too old", "label", "exemplar")
+"""How Prometheus refuses samples that no later attempt makes better."""
+
+
 class RemoteWriteSettings(SinkSettings, kw_only=True, forbid_unknown_fields=True):
     """Where the receiver is."""
 
@@ -93,7 +97,7 @@ class OpenRemoteWrite:
 
     async def points(self, moments: Sequence[Points]) -> Delivery:
         """Write moments; see `deliver` for what is raised."""
-        return await deliver(moments, self._write, self._timeout_seconds)
+        return await deliver(moments, self._write, self._timeout_seconds, _is_about_records)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -112,6 +116,10 @@ class OpenRemoteWrite:
 
     def _encoded(self, moments: Sequence[Points]) -> bytes:
         return self._compress(write_request(moments, with_exemplars=self._with_exemplars))
+
+
+def _is_about_records(words: str) -> bool:
+    return any(word in words for word in _WORDS_ON_RECORDS)
 
 
 def _snappy() -> Callable[[bytes], bytes]:

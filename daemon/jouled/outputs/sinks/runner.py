@@ -13,16 +13,17 @@ from jouled.model.errors import JouledError, SinkError
 from jouled.model.points import Kind, NumberedReceipt, Points
 from jouled.outputs.backoff import Backoff
 from jouled.outputs.sinks.counts import SinkCounts
-from jouled.outputs.store import DeadLetter
+from jouled.outputs.store import Behind, DeadLetter
 
 FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 1.0, 60.0
 LONGEST_RETRY_AFTER_SECONDS = 3600.0
+DAMAGED = "damaged"
 _MESSAGE_LENGTH = 500
 
 _log = logging.getLogger(__name__)
 
 Record = Points | NumberedReceipt
-Read = Callable[[int, int], Awaitable[Sequence[Record]]]
+Read = Callable[[int, int], Awaitable[Behind[Record]]]
 """Records behind a number, at most so many."""
 Send = Callable[[Sequence[Record]], Awaitable[Delivery]]
 
@@ -64,7 +65,7 @@ class Runner:
         self.dead_letters: list[DeadLetter] = []
         self._read = read
         self._send = send
-        self._most = most
+        self._most = self._now = most
         self._timeout_seconds = timeout_seconds
         self._counts = counts
         self._wall_ns = wall_ns
@@ -94,19 +95,35 @@ class Runner:
     async def step(self) -> float | None:
         """One delivery. Returns seconds to wait before the next one; `None`: until there is something new."""
         try:
-            records = await self._read(self.position, self._most)
+            records, damaged = await self._read(self.position, self._now)
             if not records:
-                return None
+                return self._pass(damaged)
             async with asyncio.timeout(self._timeout_seconds):
                 delivery = await self._send(records)
         except Exception as error:  # noqa: BLE001 - whatever a sink raises, its records are kept
             return self._failed(error)
         self._taken(records, delivery)
-        return 0.0 if delivery.taken else self._backoff.next_seconds()
+        if not delivery.taken:
+            return self._backoff.next_seconds()
+        self._pass([number for number in damaged if number <= self.position])
+        self._now = min(self._most, 2 * self._now)
+        return 0.0
+
+    def _pass(self, damaged: Sequence[int]) -> float | None:
+        """Leave damaged records behind, each counted once."""
+        if not damaged:
+            return None
+        self._counts.lost(self.kind, DAMAGED, len(damaged))
+        _log.error("sink %s: %d %s in the spool cannot be read and are lost", self.name, len(damaged), self.kind)
+        self.position = max(self.position, damaged[-1])
+        return 0.0
 
     def _failed(self, error: Exception) -> float:
         reason, message = _told(error, self._timeout_seconds)
         self._counts.failed(reason)
+        if isinstance(error, TimeoutError):
+            # A receiver that is too slow for as many may take half in time; else it would be sent them for ever.
+            self._now = max(1, self._now // 2)
         if not self.trouble:
             unknown = error if reason == "error" and not isinstance(error, JouledError) else None
             _log.warning("sink %s takes no %s, they are kept: %s", self.name, self.kind, message, exc_info=unknown)

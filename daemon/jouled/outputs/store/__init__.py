@@ -5,11 +5,12 @@ from jouled.outputs.store.progress import Progress, Saved
 from jouled.outputs.store.published import Published, may_continue
 from jouled.outputs.store.query import ReceiptQuery
 from jouled.outputs.store.spool import NOTHING_OUT, DeadLetter, Limits, Outgoing, Stream, Waiting
-from jouled.outputs.store.store import NO_PROGRESS, Committed, Store
+from jouled.outputs.store.store import NO_PROGRESS, Behind, Committed, Store
 
 __all__ = [
     "NOTHING_OUT",
     "NO_PROGRESS",
+    "Behind",
     "Committed",
     "DeadLetter",
     "Limits",

@@ -77,9 +77,14 @@ def write(connection: sqlite3.Connection, sequence: int, progress: Packed) -> No
     elif progress.inputs:
         connection.execute("INSERT OR REPLACE INTO journal VALUES (?, ?)", (sequence, progress.inputs))
     else:
-        connection.execute("DELETE FROM journal")
-        connection.execute("DELETE FROM checkpoint")
+        forget(connection)
     connection.execute("DELETE FROM bad_ends WHERE kind = ?", (RESTORING,))
+
+
+def forget(connection: sqlite3.Connection) -> None:
+    """Nothing is gone on from."""
+    connection.execute("DELETE FROM journal")
+    connection.execute("DELETE FROM checkpoint")
 
 
 def read(connection: sqlite3.Connection, last_sequence: int) -> Saved | None:

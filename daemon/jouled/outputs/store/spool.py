@@ -22,6 +22,7 @@ CREATE TABLE IF NOT EXISTS points (number INTEGER PRIMARY KEY, wall_ns INTEGER N
 CREATE TABLE IF NOT EXISTS cursors (
     sink TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (sink, kind)
 );
+CREATE TABLE IF NOT EXISTS numbers (kind TEXT PRIMARY KEY, last INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS dead_letters (
     number INTEGER PRIMARY KEY, wall_ns INTEGER NOT NULL, sink TEXT NOT NULL, kind TEXT NOT NULL,
     record INTEGER NOT NULL, reason TEXT NOT NULL, message TEXT NOT NULL
@@ -30,6 +31,9 @@ CREATE TABLE IF NOT EXISTS dead_letters (
 
 Stream = tuple[str, Kind]
 """A sink's name and one of the streams it takes."""
+
+
+_Mark = tuple[int, dict[Stream, int], dict[tuple[str, Kind, str], int], list[tuple[Kind, int]]]
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -84,6 +88,7 @@ class Spool:
         self._limits = limits
         self.points_bytes = 0
         self._next: dict[Kind, int] = {"points": 1, "receipts": 1}
+        self._numbers_kept: list[tuple[Kind, int]] = []
         self.cursors: dict[Stream, int] = {}
         self.dropped: dict[tuple[str, Kind, str], int] = {}
 
@@ -93,33 +98,40 @@ class Spool:
         (self.points_bytes,) = connection.execute("SELECT coalesce(sum(length(points)), 0) FROM points").fetchone()
         rows = connection.execute("SELECT sink, kind, number FROM cursors").fetchall()
         self.cursors = {(sink, kind): number for sink, kind, number in rows}
+        given = dict(connection.execute("SELECT kind, last FROM numbers").fetchall())
         for kind in KINDS:
+            # An older jouled gives receipts the next number without a word here.
             (last,) = connection.execute(f"SELECT coalesce(max(number), 0) FROM {kind}").fetchone()  # noqa: S608 - one of two words
-            passed = max((number for (_, of), number in self.cursors.items() if of == kind), default=0)
-            self._next[kind] = max(self._next[kind], last + 1, passed + 1)
+            self._next[kind] = max(self._next[kind], last + 1, given.get(kind, 0) + 1)
 
     def reopen(self, connection: sqlite3.Connection) -> None:
         """Go on in a fresh file: numbers go on from memory, and what waited in the lost one is dropped."""
         cursors = self.cursors
         self.open(connection)
+        self.cursors = {}
         for (sink, kind), number in cursors.items():
             self._drop(sink, kind, "store_lost", self._next[kind] - 1 - number)
         self.subscribe(connection, cursors)
 
     def subscribe(self, connection: sqlite3.Connection, streams: Iterable[Stream]) -> None:
-        """These streams are wanted from now on, and no others: a new one begins at the end."""
-        wanted = set(streams)
-        self.cursors = {stream: self.cursors.get(stream, self._next[stream[1]] - 1) for stream in sorted(wanted)}
-        connection.execute("DELETE FROM cursors")
-        self._write_cursors(connection, self.cursors)
+        """These streams are wanted from now on, beside those that are already: a new one begins at the end."""
+        fresh = {stream: self._next[stream[1]] - 1 for stream in sorted(set(streams) - self.cursors.keys())}
+        self.cursors |= fresh
+        self._write_cursors(connection, fresh)
 
-    def mark(self) -> tuple[int, dict[Stream, int], dict[tuple[str, Kind, str], int]]:
+    def keep_only(self, connection: sqlite3.Connection, streams: Iterable[Stream]) -> None:
+        """No others are wanted any more: nothing waits for them."""
+        gone = self.cursors.keys() - set(streams)
+        connection.executemany("DELETE FROM cursors WHERE sink = ? AND kind = ?", sorted(gone))
+        self.cursors = {stream: number for stream, number in self.cursors.items() if stream not in gone}
+
+    def mark(self) -> _Mark:
         """The state in memory, for `back_to` where a transaction fails; numbers that were given stay given."""
-        return self.points_bytes, dict(self.cursors), dict(self.dropped)
+        return self.points_bytes, dict(self.cursors), dict(self.dropped), self._numbers_kept
 
-    def back_to(self, mark: tuple[int, dict[Stream, int], dict[tuple[str, Kind, str], int]]) -> None:
+    def back_to(self, mark: _Mark) -> None:
         """The transaction was rolled back."""
-        self.points_bytes, self.cursors, self.dropped = mark
+        self.points_bytes, self.cursors, self.dropped, self._numbers_kept = mark
 
     def next_number(self, kind: Kind) -> int:
         """The number of the next record of a stream; each is given once."""
@@ -176,6 +188,13 @@ class Spool:
         for (sink, of), cursor in self.cursors.items():
             if of == kind:
                 self._drop(sink, kind, reason, sum(number > cursor for number in numbers))
+
+    def keep_numbers(self, connection: sqlite3.Connection) -> None:
+        """Remember how far the numbers have come, whatever is removed later."""
+        last = [(kind, following - 1) for kind, following in self._next.items()]
+        if last != self._numbers_kept:
+            connection.executemany("INSERT OR REPLACE INTO numbers VALUES (?, ?)", last)
+            self._numbers_kept = last
 
     def waiting(self, connection: sqlite3.Connection) -> Waiting:
         """What waits now."""

@@ -7,11 +7,11 @@ import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -48,6 +48,16 @@ class Committed(Struct, frozen=True):
     sequence: int
     books: bytes
     wall_ns: int
+
+
+_Found_co = TypeVar("_Found_co", covariant=True)
+
+
+class Behind(NamedTuple, Generic[_Found_co]):
+    """Records behind a place in the spool, in order, and the numbers of those among them that are damaged."""
+
+    records: Sequence[_Found_co]
+    damaged: Sequence[int]
 
 
 class Store:
@@ -115,12 +125,18 @@ class Store:
         self._write_thread.submit(self._note, wall_ns, going_on.FAILED).result()
 
     def subscribe(self, streams: Sequence[Stream]) -> dict[Stream, int]:
-        """The streams that sinks take, and no others, from now on; returns how far each has come; blocks.
+        """The streams that sinks take from now on; returns how far each of them has come; blocks.
+
+        What waits for others is kept until `keep_only`.
 
         Raises:
             StoreError: the file cannot be written.
         """
         return self._write_thread.submit(self._subscribe, streams).result()
+
+    async def keep_only(self, streams: Sequence[Stream]) -> None:
+        """No other stream is wanted any more. Raises `StoreError`."""
+        await self._run(self._write_thread, lambda: self._keep_only(streams))
 
     async def commit(
         self,
@@ -140,26 +156,27 @@ class Store:
         """
         return await self._run(self._write_thread, lambda: self._commit(books, receipts, wall_ns, progress, outgoing))
 
-    async def acknowledge(self, cursors: Mapping[Stream, int], wall_ns: int) -> None:
-        """Keep how far sinks have come, without a commit of books. Raises `StoreError`."""
-        await self._run(self._write_thread, lambda: self._acknowledge(cursors, wall_ns))
+    async def points_after(self, number: int, most: int, read: Callable[[int, bytes], _T]) -> "Behind[_T]":
+        """The spool's points behind a number, in order, each made something of by `read` in the reading thread.
 
-    async def points_after(self, number: int, most: int) -> list[tuple[int, bytes]]:
-        """The spool's points behind a number, as they were given, in order. Raises `StoreError`."""
-        return await self._run(self._read_thread, lambda: self._read_spool("points", number, most))
+        Those for which it raises `ValueError` are damaged. Raises `StoreError` itself.
+        """
+        return await self._run(self._read_thread, lambda: self._behind("points", number, most, read))
 
-    async def receipts_after(self, number: int, most: int) -> list[NumberedReceipt]:
+    async def receipts_after(self, number: int, most: int) -> "Behind[NumberedReceipt]":
         """The receipts behind a number, in order. Raises `StoreError`."""
-        rows = await self._run(self._read_thread, lambda: self._read_spool("receipts", number, most))
-        return [NumberedReceipt(number, _decoder.decode(blob)) for number, blob in rows]
+        return await self._run(self._read_thread, lambda: self._behind("receipts", number, most, _numbered))
 
-    async def forget(self, tenant: str) -> int:
-        """Remove a tenant's receipts for good, so that no byte of them stays in the file; returns how many there were.
+    async def forget(self, tenant: str | None, *, with_state: bool = False) -> int:
+        """Remove a tenant's receipts (`None`: all) for good, so that no byte of them stays in the file.
+
+        Takes as long as writing the file anew. with_state: the state to go on from, which may name the tenant, goes
+        too; for a file that no daemon uses. Returns how many receipts there were.
 
         Raises:
             StoreError: the file cannot be written.
         """
-        return await self._run(self._write_thread, lambda: self._forget(tenant))
+        return await self._run(self._write_thread, lambda: self._forget(tenant, with_state=with_state))
 
     def take_dropped(self) -> dict[tuple[str, Kind, str], int]:
         """Records that limits took from sinks since the last call, by sink, stream and reason."""
@@ -220,13 +237,12 @@ class Store:
                 self._spool.subscribe(self._writer, streams)
         except sqlite3.Error as error:
             raise StoreError(f"{self._path} cannot be written: {error}") from error
-        return dict(self._spool.cursors)
+        return {stream: self._spool.cursors[stream] for stream in streams}
 
-    def _acknowledge(self, cursors: Mapping[Stream, int], wall_ns: int) -> None:
+    def _keep_only(self, streams: Sequence[Stream]) -> None:
         try:
             with _transaction(self._writer, self._spool):
-                self._spool.write(self._writer, Outgoing(cursors=cursors))
-                self._spool.retain(self._writer, wall_ns)
+                self._spool.keep_only(self._writer, streams)
         except sqlite3.Error as error:
             raise StoreError(f"{self._path} cannot be written: {error}") from error
 
@@ -270,6 +286,7 @@ class Store:
             self._spool.write(connection, outgoing)
             removed = self._retain(wall_ns)
             self._spool.retain(connection, wall_ns)
+            self._spool.keep_numbers(connection)
             waiting = self._spool.waiting(connection)
         self._sequence = sequence
         self.waiting = waiting
@@ -300,17 +317,19 @@ class Store:
             self._spool.removed("receipts", numbers, reason)
         return len(numbers)
 
-    def _forget(self, tenant: str) -> int:
+    def _forget(self, tenant: str | None, *, with_state: bool) -> int:
         connection = self._writer
+        where, values = ("", ()) if tenant is None else (" WHERE tenant = ?", (tenant,))
         try:
-            connection.execute("PRAGMA secure_delete = ON")
             with _transaction(connection, self._spool):
-                removal = "DELETE FROM receipts WHERE tenant = ? RETURNING number"
-                rows = connection.execute(removal, (tenant,)).fetchall()
+                rows = connection.execute(f"DELETE FROM receipts{where} RETURNING number", values).fetchall()  # noqa: S608 - fixed words
                 self._spool.removed("receipts", [number for (number,) in rows], "forgotten")
-            # Copies in the journal go with it; a reader that is at work now keeps them until the next checkpoint.
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            connection.execute("PRAGMA secure_delete = OFF")
+                if with_state:
+                    going_on.forget(connection)
+            if rows or with_state:
+                # Removed rows lie in free pages and in the journal until the file is written anew.
+                connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
             raise StoreError(f"{self._path} cannot be written: {error}") from error
         return len(rows)
@@ -324,6 +343,16 @@ class Store:
             set_aside(self._path, reason)
             self._writer = open_database(self._path)
             self._spool.reopen(self._writer)
+
+    def _behind(self, kind: Kind, number: int, most: int, read: Callable[[int, bytes], _T]) -> "Behind[_T]":
+        found: list[_T] = []
+        damaged: list[int] = []
+        for row, data in self._read_spool(kind, number, most):
+            try:
+                found.append(read(row, data))
+            except (ValueError, msgspec.MsgspecError):
+                damaged.append(row)
+        return Behind(found, damaged)
 
     def _read_spool(self, kind: Kind, number: int, most: int) -> list[tuple[int, bytes]]:
         try:
@@ -387,6 +416,10 @@ def _row(number: int, receipt: Receipt) -> tuple[object, ...]:
         receipt.last_token_ns,
         _encoder.encode(receipt),
     )
+
+
+def _numbered(number: int, data: bytes) -> NumberedReceipt:
+    return NumberedReceipt(number, _decoder.decode(data))
 
 
 def _lock(directory: Path) -> int:
