@@ -18,6 +18,7 @@ need victoria-metrics victoria-metrics      # takes points by Influx line protoc
 need /usr/sbin/mosquitto mosquitto          # the MQTT broker
 need chromium chromium                      # opens the page
 need systemd-analyze systemd                # verifies the unit
+need ip iproute2                            # a cable that is pulled
 need strace strace                          # injects errors of the disk
 need systemd-nspawn systemd-container       # boots it
 

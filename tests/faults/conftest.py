@@ -1,11 +1,12 @@
 """A whole daemon with sinks, and servers that are treated badly."""
 
 import itertools
+import os
 import signal
 import subprocess
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ __all__ = ["ENGINE", "METER", "QUICK", "LiveDaemon", "Victoria"]
 class Victoria:
     """A VictoriaMetrics that can be killed, hung and brought back on the same data and port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> None:
         self._folder = folder
-        self._port = free_port()
-        self.url = f"http://127.0.0.1:{self._port}"
+        self._prefix = prefix
+        self._address = f"{host}:{free_port()}"
+        self.url = f"http://{self._address}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -34,9 +36,10 @@ class Victoria:
         with (self._folder / "victoria.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
+                    *self._prefix,
                     str(tool("victoria-metrics")),
                     f"-storageDataPath={self._folder / 'data'}",
-                    f"-httpListenAddr=127.0.0.1:{self._port}",
+                    f"-httpListenAddr={self._address}",
                     "-retentionPeriod=100y",
                     "-search.latencyOffset=0s",
                     # What is sent again is there once.
@@ -91,6 +94,54 @@ def victoria(tmp_path: Path) -> Iterator[Victoria]:
     server.start()
     yield server
     server.kill()
+
+
+class Cable:
+    """A network of its own with one cable to it, which can be pulled: what is sent then gets no answer at all."""
+
+    HERE, THERE = "10.231.77.1", "10.231.77.2"
+
+    def __init__(self) -> None:
+        self.space = f"jouled-{os.getpid()}"
+        self._ends = f"jl{os.getpid() % 100_000}a", f"jl{os.getpid() % 100_000}b"
+
+    def lay(self) -> None:
+        """Make it."""
+        here, there = self._ends
+        ip("netns", "add", self.space)
+        ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", self.space)
+        ip("addr", "add", f"{self.HERE}/30", "dev", here)
+        ip("link", "set", here, "up")
+        ip("-n", self.space, "addr", "add", f"{self.THERE}/30", "dev", there)
+        ip("-n", self.space, "link", "set", there, "up")
+        ip("-n", self.space, "link", "set", "lo", "up")
+
+    def pull(self) -> None:
+        """Cut it."""
+        ip("-n", self.space, "link", "set", self._ends[1], "down")
+
+    def plug(self) -> None:
+        """Mend it."""
+        ip("-n", self.space, "link", "set", self._ends[1], "up")
+
+    def remove(self) -> None:
+        """Take all of it away."""
+        subprocess.run(["ip", "netns", "del", self.space], check=False)
+
+
+def ip(*words: str) -> None:
+    """`ip` of iproute2."""
+    subprocess.run(["ip", *words], check=True)
+
+
+@pytest.fixture
+def cable() -> Iterator[Cable]:
+    if os.geteuid() != 0:
+        pytest.skip("a network of its own takes root")
+    made = Cable()
+    made.lay()
+    yield made
+    made.remove()
 
 
 @pytest.fixture

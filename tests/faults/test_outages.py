@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.conftest import Launch
 from tests.e2e.engine_server import EngineServer
-from tests.faults.conftest import ENGINE, Lives, Victoria, configuration, influx
+from tests.faults.conftest import ENGINE, Cable, Lives, Victoria, configuration, influx
 from tests.faults.test_kills import expected, in_database
 from tests.faults.traffic import Traffic
 from tests.support.live import LiveDaemon, wait_for
@@ -68,6 +68,27 @@ def test_what_a_database_misses_arrives_when_it_is_back(
     assert series["values"] == sorted(series["values"])
     dropped = [name for name in lives.daemon.page().values if name.startswith("jouled_spool_dropped_total")]
     assert dropped == []
+
+
+@pytest.mark.timeout(150)
+def test_a_cable_that_is_pulled_and_plugged_in_again(
+    launch: Launch, engine: tuple[EngineServer, str], cable: Cable, tmp_path: Path
+) -> None:
+    page, url = engine
+    folder = tmp_path / "victoria"
+    folder.mkdir()
+    victoria = Victoria(folder, Cable.THERE, ["ip", "netns", "exec", cable.space])
+    victoria.start()
+    lives = Lives(launch, configuration(url, influx(victoria)))
+    traffic = Traffic(page, ENGINE, lambda: lives.url, per_second=20.0)
+    traffic.start()
+    wait_for(lambda: lives.daemon.page().values.get('jouled_sink_up{sink="influx"}') == 1.0, 20, "nothing is sent")
+    cable.pull()
+    wait_for(lambda: failures(lives.daemon) > 1, 40, "the cut goes unnoticed")
+    cable.plug()
+    traffic.stop()
+    wait_for(lambda: in_database(victoria) == expected(traffic.kept), 90, "the database lacks receipts", 0.5)
+    victoria.kill()
 
 
 def moments(victoria: Victoria) -> dict[str, list[float]]:
