@@ -227,3 +227,24 @@ async def test_a_host_name_is_listened_on_at_all_its_addresses():
     assert {bound.getsockname()[0] for bound in sockets} <= {"127.0.0.1", "::1"}
     for bound in sockets:
         bound.close()
+
+
+async def test_a_flood_of_requests_is_slowed_and_others_are_not(serve, monkeypatch):
+    monkeypatch.setattr(limits, "REQUESTS_FROM_LOOPBACK", 1.0)
+    served = await serve()
+    for _ in range(10):
+        await served.get("/healthz")
+    async with served.session.get(served.url("/healthz")) as answer:
+        assert answer.status == 429
+        assert 1 <= int(answer.headers["Retry-After"]) <= 10
+    assert served.refused["too_many_requests"] == 1
+    await served.post("/api/v1/requests", b"a", unix=True)
+
+
+def test_rates_give_what_they_say_and_remember_no_more_than_they_must():
+    rates = limits.Rates()
+    taken = sum(rates.wait_seconds("192.0.2.1", second / 500) == 0.0 for second in range(500 * 60))
+    assert taken == pytest.approx(limits.REQUESTS_PER_SECOND * 70, rel=0.01), "a minute's, and ten seconds' at once"
+    for number in range(10_000):
+        rates.wait_seconds(f"198.51.{number // 250}.{number % 250}", 60.0)
+    assert len(rates._used) <= 4096

@@ -6,8 +6,10 @@ are open to all. A browser on this machine is a loopback caller that may be led 
 DNS rebinding, the Origin check stops foreign forms.
 """
 
+import math
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from enum import Enum
 from http import HTTPStatus
@@ -18,7 +20,7 @@ from aiohttp import web
 
 from jouled.outputs.serve.answers import Handler, Refusal
 from jouled.outputs.serve.authentication import Authenticator
-from jouled.outputs.serve.limits import peer_of
+from jouled.outputs.serve.limits import Rates, peer_of
 from jouled.outputs.serve.web_file import Web
 
 OPEN_PATHS = frozenset({"/metrics", "/healthz", "/readyz"})
@@ -33,6 +35,7 @@ SOCKET_ONLY = {
 AUTHENTICATOR: web.AppKey[Authenticator] = web.AppKey("authenticator", Authenticator)
 WEB: web.AppKey[Callable[[], Web]] = web.AppKey("web")
 """What `web_config_file` says now."""
+RATES: web.AppKey[Rates] = web.AppKey("rates", Rates)
 HOSTS: web.AppKey[set[str]] = web.AppKey("hosts", set)
 """Host names under which loopback callers may ask, beside those of loopback itself."""
 
@@ -51,6 +54,7 @@ async def access(request: web.Request, handler: Handler) -> web.StreamResponse:
     caller = caller_of(request)
     if caller is Caller.UNIX:
         return await handler(request)
+    _check_rate(request)
     now = request.app[WEB]()
     await _check_credentials(request, caller, now)
     if request.path not in OPEN_PATHS:
@@ -61,6 +65,17 @@ async def access(request: web.Request, handler: Handler) -> web.StreamResponse:
     if _context_of(request) is not now.context:
         response.force_close()  # its TLS settings are not in force any more
     return response
+
+
+def _check_rate(request: web.Request) -> None:
+    wait_seconds = request.app[RATES].wait_seconds(peer_of(_host_of_peer(request)), time.monotonic())
+    if wait_seconds > 0.0:
+        raise Refusal(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            "too many requests from this address: send several events in one body",
+            reason="too_many_requests",
+            headers={"Retry-After": str(math.ceil(wait_seconds))},
+        )
 
 
 def caller_of(request: web.Request) -> Caller:

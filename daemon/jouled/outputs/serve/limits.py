@@ -63,6 +63,33 @@ def _is_loopback(peer: str) -> bool:
         return False
 
 
+REQUESTS_PER_SECOND = 100.0
+"""From one peer in the long run; 32 gateways that post every event by itself stay below it."""
+REQUESTS_FROM_LOOPBACK = 2_000.0
+_BURST_SECONDS = 10.0
+
+
+class Rates:
+    """Requests of each peer, as many as its rate gives in the long run and so many seconds' worth at once."""
+
+    def __init__(self) -> None:
+        self._used: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """By peer: seconds' worth of its rate that is used up, at what time."""
+
+    def wait_seconds(self, peer: str, now: float) -> float:
+        """Count a request at this monotonic time; how long the peer has to wait if it is one too many, else 0."""
+        used, at = self._used.get(peer, (0.0, now))
+        rate = REQUESTS_FROM_LOOPBACK if _is_loopback(peer) else REQUESTS_PER_SECOND
+        used = max(0.0, used - (now - at)) + 1.0 / rate
+        if used > _BURST_SECONDS:
+            return used - _BURST_SECONDS
+        self._used[peer] = (used, now)
+        self._used.move_to_end(peer)
+        if len(self._used) > _PEERS_REMEMBERED:
+            self._used.popitem(last=False)
+        return 0.0
+
+
 class Guesses:
     """Wrong credentials of each peer; they are forgiven with time. Times are monotonic seconds."""
 

@@ -15,13 +15,14 @@ from aiohttp import web
 import jouled
 from jouled.model.errors import JouledError
 from jouled.outputs.metrics.exposition import Exposition
-from jouled.outputs.serve.access import AUTHENTICATOR, FORGET_PATH, HOSTS, RELEASE_PATH, WEB, access
+from jouled.outputs.serve.access import AUTHENTICATOR, FORGET_PATH, HOSTS, RATES, RELEASE_PATH, WEB, access
 from jouled.outputs.serve.answers import HEADERS, REFUSED, Handler, Refusal, answers, as_json
 from jouled.outputs.serve.authentication import Authenticator
 from jouled.outputs.serve.bodies import read_body
 from jouled.outputs.serve.connection import arrival
 from jouled.outputs.serve.door import Door
 from jouled.outputs.serve.ingest import ingest_handler
+from jouled.outputs.serve.limits import Rates
 from jouled.outputs.serve.listener import Listener, bind
 from jouled.outputs.serve.requests import list_handler, one_handler
 from jouled.outputs.serve.scrape import metrics_handler
@@ -84,6 +85,7 @@ def build_app(door: Door, web_config_file: Path | None = None) -> web.Applicatio
     app[REFUSED] = door.refused
     app[AUTHENTICATOR] = Authenticator(door.token or "")
     app[HOSTS] = set()
+    app[RATES] = Rates()
     routes: list[tuple[str, str, Handler]] = [
         ("GET", "/metrics", metrics_handler(door, Exposition(jouled.__version__, off=door.off))),
         ("GET", "/api/v1/requests", list_handler(door)),
