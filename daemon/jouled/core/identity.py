@@ -14,6 +14,7 @@ DURATION_MAX_NS = nanoseconds(24 * 3600.0)
 FUTURE_MAX_NS = nanoseconds(60.0)
 REMEMBER_NS = nanoseconds(1800.0)
 REMEMBER_MAX = 500_000
+_ENTRY = 3
 REMEMBER_PER_ID = 400
 """Of one id used for request after request: half an hour of a probe every 5 s. Each new one is held against all."""
 
@@ -22,7 +23,8 @@ class Admission:
     """Refuses unsound events and duplicates. Remembers half an hour of requests, half a million at most."""
 
     def __init__(self) -> None:
-        self._by_id: OrderedDict[tuple[str, str], list[tuple[int, int, int]]] = OrderedDict()
+        # Arrival, content and time seen of each request of an id, one behind the other: there may be half a million.
+        self._by_id: OrderedDict[tuple[str, str], tuple[int, ...]] = OrderedDict()
         self._by_span: OrderedDict[tuple[str, str, str], tuple[int, int]] = OrderedDict()
 
     def refuse(self, event: RequestEvent, now_ns: int) -> str:
@@ -42,24 +44,22 @@ class Admission:
     def has_ended(self, start: RequestStart) -> bool:
         """Whether the end of a request was told before its start."""
         seen = self._by_id.get((start.engine, start.id), ())
-        return any(abs(arrival_ns - start.arrival_ns) <= SAME_ARRIVAL_NS for arrival_ns, *_ in seen)
+        return any(abs(arrival_ns - start.arrival_ns) <= SAME_ARRIVAL_NS for arrival_ns in seen[::_ENTRY])
 
     def remember(self, request: RequestEvent | Receipt) -> None:
         """A request was taken before a restart: it is not taken again. Times are core time."""
-        content = content_of(request)
-        entry = (request.arrival_ns, content, request.last_token_ns)
-        seen = self._by_id.setdefault((request.engine, request.id), [])
-        seen.append(entry)
-        del seen[:-REMEMBER_PER_ID]
+        entry = (request.arrival_ns, content_of(request), request.last_token_ns)
+        key = (request.engine, request.id)
+        self._by_id[key] = (*self._by_id.get(key, ()), *entry)[-_ENTRY * REMEMBER_PER_ID :]
 
     def _repeated(self, event: RequestEvent) -> str:
         content = content_of(event)
         seen_ns = event.seen_ns if event.seen_ns > event.last_token_ns else event.last_token_ns
         key = (event.engine, event.id)
         seen = self._by_id.get(key, ())
-        for arrival_ns, known, _ in seen:
-            if abs(arrival_ns - event.arrival_ns) <= SAME_ARRIVAL_NS:
-                return "duplicate" if known == content else "conflict"
+        for place in range(0, len(seen), _ENTRY):
+            if abs(seen[place] - event.arrival_ns) <= SAME_ARRIVAL_NS:
+                return "duplicate" if seen[place + 1] == content else "conflict"
         if event.trace_id and event.span_id:
             # Pools that share a request may tell of their halves under one span.
             span_key = (event.engine, event.trace_id, event.span_id)
@@ -68,10 +68,10 @@ class Admission:
                 return "conflict"
         entry = (event.arrival_ns, content, seen_ns)
         if not seen:
-            self._by_id[key] = [entry]
+            self._by_id[key] = entry
             return ""
-        recent = [other for other in seen if other[2] > seen_ns - REMEMBER_NS]
-        self._by_id[key] = [*recent, entry][-REMEMBER_PER_ID:]
+        first = next((p for p in range(0, len(seen), _ENTRY) if seen[p + 2] > seen_ns - REMEMBER_NS), len(seen))
+        self._by_id[key] = (*seen[first:], *entry)[-_ENTRY * REMEMBER_PER_ID :]
         self._by_id.move_to_end(key)
         return ""
 
@@ -89,8 +89,8 @@ def content_of(request: RequestEvent | Receipt) -> int:
     return hash((request.first_token_ns, request.last_token_ns, request.prompt_tokens, request.generation_tokens))
 
 
-def _last(seen: list[tuple[int, int, int]]) -> int:
-    return max((seen_ns for *_, seen_ns in seen), default=0)
+def _last(seen: tuple[int, ...]) -> int:
+    return max(seen[2::_ENTRY], default=0)
 
 
 class Waiting:
