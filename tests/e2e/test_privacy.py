@@ -1,10 +1,13 @@
 """What is kept of single requests: under other names, not at all, or no longer."""
 
 import json
+import signal
+import sqlite3
 import subprocess
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -83,6 +86,30 @@ def test_without_receipts_only_sums_remain(launch: Launch, engine, tmp_path: Pat
     assert "alice" not in daemon.get("/api/v1/snapshot").decode()
     assert daemon.page().total("jouled_attributed_energy_joules_total", component="compute") > 0
     assert daemon.stop() == 0
+
+
+def test_receipts_of_before_go_when_they_are_switched_off(launch: Launch, engine, tmp_path: Path) -> None:
+    served, url = engine
+    toml = METER + engine_table("tiny-0", url)
+    daemon = launch(toml)
+    until_metered(daemon)
+    send(daemon, served, "alice", "red")
+    wait_for(final(daemon, "alice"), 15, "no receipt")
+    (tmp_path / "config.toml").write_text(toml + "[privacy]\nreceipts = false\n")
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "is in effect" in daemon.log_tail(30), 20, "no reload")
+    wait_for(lambda: stored(tmp_path / "state") == 0, 10, "they are still there")
+    assert daemon.receipt("alice") is None
+    assert daemon.page().total("jouled_requests_total", engine="tiny-0") == 1
+    assert daemon.stop() == 0
+
+
+def stored(state: Path) -> int:
+    """Receipts in the store."""
+    with closing(sqlite3.connect(f"file:{state}/jouled.sqlite3?mode=ro", uri=True)) as store:
+        count: int = store.execute("SELECT count(*) FROM receipts").fetchone()[0]
+    return count
 
 
 def test_a_tenant_is_forgotten_while_the_daemon_runs_and_while_it_does_not(

@@ -300,8 +300,6 @@ class Daemon:
             forwarder=forwarder,
             extra=self._companion.extra if self._companion else dict,
         )
-        if not self._config.privacy.receipts:
-            await self._store.forget(None)  # those of before; VACUUM only if there were some
         await self._remember_receipts()
         await self._publish()  # a scrape right after a restart sees the books that were restored
         if self._serves:
@@ -365,6 +363,15 @@ class Daemon:
         await self._publish()
         return await self._store.forget(tenant)
 
+    async def _settle(self) -> None:
+        """The configuration has proven to work: what it wants no more is removed."""
+        await self._sinks.settle()
+        if not self._config.privacy.receipts:
+            try:
+                await self._store.forget(None)
+            except StoreError as error:
+                _log.error("receipts of before are still there: %s", error)
+
     async def _send_the_rest(self) -> None:
         """Let the sinks send what waits, as far as there is time, and commit how far that came."""
         if self._failure is None:
@@ -398,7 +405,7 @@ class Daemon:
             if not (self._front.is_ready or unproven or self._publisher.snapshot.sequence == 0):
                 self._front.is_ready = True
                 self._reloads.works()
-                group.create_task(self._sinks.settle())
+                group.create_task(self._settle())
                 self._notifier.ready(f"serving on {self._listen}")
             await self._until_next_tick()
 
