@@ -110,8 +110,8 @@ async def check(folder: Path, acknowledged: int) -> None:
     assert len(await store.receipts(ReceiptQuery(limit=1000))) == found.sequence
     places = store.subscribe([("influx", "points"), ("influx", "receipts")])
     assert places == {("influx", "points"): found.sequence // 2, ("influx", "receipts"): found.sequence // 3}
-    rows = await store.points_after(places["influx", "points"], 1000)
-    assert [number for number, _ in rows] == list(range(found.sequence // 2 + 1, found.sequence + 1))
+    behind = await store.points_after(places["influx", "points"], 1000, lambda number, _: number)
+    assert behind.records == list(range(found.sequence // 2 + 1, found.sequence + 1))
     store.close()
 
 
