@@ -1,6 +1,7 @@
 """A whole daemon with sinks, and servers that are treated badly."""
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -21,39 +22,32 @@ ENGINE = "tiny-0"
 __all__ = ["ENGINE", "METER", "QUICK", "LiveDaemon", "Victoria"]
 
 
-class Victoria:
-    """A VictoriaMetrics that can be killed, hung and brought back on the same data and port."""
+class Server:
+    """A server that can be killed, hung and brought back on the same data and port."""
+
+    ready_path = "/"
 
     def __init__(self, folder: Path, host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> None:
-        self._folder = folder
-        self._prefix = prefix
-        self._address = f"{host}:{free_port()}"
-        self.url = f"http://{self._address}"
+        self.folder = folder
+        self.address = f"{host}:{free_port()}"
+        self.url = f"http://{self.address}"
         self.process: subprocess.Popen[bytes] | None = None
+        self._prefix = prefix
+
+    def command(self) -> list[str]:
+        """What starts it."""
+        raise NotImplementedError
 
     def start(self) -> None:
         """Start and wait until it answers."""
-        with (self._folder / "victoria.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    *self._prefix,
-                    str(tool("victoria-metrics")),
-                    f"-storageDataPath={self._folder / 'data'}",
-                    f"-httpListenAddr={self._address}",
-                    "-retentionPeriod=100y",
-                    "-search.latencyOffset=0s",
-                    # What is sent again is there once.
-                    "-dedup.minScrapeInterval=1ms",
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        wait_for(self._answers, 20, "victoria-metrics did not start", 0.05)
+        with (self.folder / "server.log").open("ab") as log:
+            command = [*self._prefix, *self.command()]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        wait_for(self._answers, 20, f"{command[0]} did not start", 0.05)
 
     def _answers(self) -> bool:
         try:
-            self.get("/health")
+            self.get(self.ready_path)
         except OSError:
             return False
         return True
@@ -64,14 +58,6 @@ class Victoria:
         with urllib.request.urlopen(f"{self.url}{path}{query}", timeout=5) as answer:
             body: bytes = answer.read()
         return body
-
-    def series(self, name: str) -> list[dict[str, Any]]:
-        """Every series of a metric with all its samples, as `/api/v1/export` has them."""
-        import json
-
-        self.get("/internal/force_flush")
-        lines = self.get("/api/v1/export", **{"match[]": name}).splitlines()
-        return [json.loads(line) for line in lines]
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -86,11 +72,65 @@ class Victoria:
             self.process.wait()
 
 
+class Victoria(Server):
+    """VictoriaMetrics."""
+
+    ready_path = "/health"
+
+    def command(self) -> list[str]:
+        return [
+            str(tool("victoria-metrics")),
+            f"-storageDataPath={self.folder / 'data'}",
+            f"-httpListenAddr={self.address}",
+            "-retentionPeriod=100y",
+            "-search.latencyOffset=0s",
+            # What is sent again is there once.
+            "-dedup.minScrapeInterval=1ms",
+        ]
+
+    def series(self, name: str) -> list[dict[str, Any]]:
+        """Every series of a metric with all its samples, as `/api/v1/export` has them."""
+        self.get("/internal/force_flush")
+        lines = self.get("/api/v1/export", **{"match[]": name}).splitlines()
+        return [json.loads(line) for line in lines]
+
+
+class Prometheus(Server):
+    """Prometheus with its receiver for remote write."""
+
+    ready_path = "/-/ready"
+
+    def command(self) -> list[str]:
+        (self.folder / "prometheus.yml").write_text("")
+        return [
+            str(tool("prometheus")),
+            f"--config.file={self.folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={self.folder / 'data'}",
+            f"--web.listen-address={self.address}",
+            "--web.enable-remote-write-receiver",
+        ]
+
+    def samples(self, query: str) -> list[tuple[float, float]]:
+        """Time and value of all samples of the only series that a query finds in the last hour; empty if none."""
+        found = json.loads(self.get("/api/v1/query", query=f"{query}[1h]"))["data"]["result"]
+        return [(float(at), float(value)) for at, value in found[0]["values"]] if found else []
+
+
 @pytest.fixture
 def victoria(tmp_path: Path) -> Iterator[Victoria]:
     folder = tmp_path / "victoria"
     folder.mkdir()
     server = Victoria(folder)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def prometheus(tmp_path: Path) -> Iterator[Prometheus]:
+    folder = tmp_path / "prometheus"
+    folder.mkdir()
+    server = Prometheus(folder)
     server.start()
     yield server
     server.kill()

@@ -3,12 +3,13 @@
 import signal
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import Launch
 from tests.e2e.engine_server import EngineServer
-from tests.faults.conftest import ENGINE, Cable, Lives, Victoria, configuration, influx
+from tests.faults.conftest import ENGINE, Cable, Lives, Prometheus, Server, Victoria, configuration, influx
 from tests.faults.test_kills import expected, in_database
 from tests.faults.traffic import Traffic
 from tests.support.live import LiveDaemon, wait_for
@@ -19,20 +20,20 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
 
 
-def killed(victoria: Victoria) -> None:
-    victoria.kill()
+def killed(server: Server) -> None:
+    server.kill()
 
 
-def hung(victoria: Victoria) -> None:
-    victoria.signal(signal.SIGSTOP)
+def hung(server: Server) -> None:
+    server.signal(signal.SIGSTOP)
 
 
-def back(victoria: Victoria) -> None:
-    assert victoria.process is not None
-    if victoria.process.poll() is None:
-        victoria.signal(signal.SIGCONT)
+def back(server: Server) -> None:
+    assert server.process is not None
+    if server.process.poll() is None:
+        server.signal(signal.SIGCONT)
     else:
-        victoria.start()
+        server.start()
 
 
 def failures(daemon: LiveDaemon) -> float:
@@ -63,11 +64,34 @@ def test_what_a_database_misses_arrives_when_it_is_back(
     returned_ms = time.time() * 1000
     wait_for(lambda: moments(victoria) and moments(victoria)["timestamps"][-1] > returned_ms, 90, "no moments", 0.5)
     series = moments(victoria)
-    steps = [later - before for before, later in zip(series["timestamps"], series["timestamps"][1:], strict=False)]
+    steps = [later - before for before, later in pairwise(series["timestamps"])]
     assert max(steps) < 4_000, "moments of the outage are missing"
     assert series["values"] == sorted(series["values"])
     dropped = [name for name in lives.daemon.page().values if name.startswith("jouled_spool_dropped_total")]
     assert dropped == []
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("fault", [killed, hung])
+def test_prometheus_gets_every_moment_of_its_outage(
+    launch: Launch, engine: tuple[EngineServer, str], prometheus: Prometheus, fault: Callable[[Server], None]
+) -> None:
+    _, url = engine
+    sink = f'[sinks.remote_write]\nurl = "{prometheus.url}/api/v1/write"\ntimeout_seconds = 2'
+    lives = Lives(launch, configuration(url, sink))
+    energy = 'jouled_device_energy_joules_total{device="gpu0"}'
+    wait_for(lambda: len(prometheus.samples(energy)) > 2, 20, "nothing arrives")
+    fault(prometheus)
+    wait_for(lambda: failures(lives.daemon) > 1, 30, "the outage goes unnoticed")
+    back(prometheus)
+    returned = time.time()
+    wait_for(lambda: prometheus.samples(energy)[-1][0] > returned + 3, 90, "no moments", 0.5)
+    samples = prometheus.samples(energy)
+    times = [at for at, _ in samples]
+    assert max(later - before for before, later in pairwise(times)) < 3.0, "moments of the outage are missing"
+    assert [value for _, value in samples] == sorted(value for _, value in samples)
+    records = lives.daemon.page().total("jouled_sink_records_total", sink="remote_write", result="accepted")
+    assert len(samples) >= records - 1
 
 
 @pytest.mark.timeout(150)
