@@ -18,11 +18,14 @@ METER = """
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """Variables under which the package of the synthetic meter is installed, and no other state is touched."""
+    """Variables under which the package of a meter and a sink is installed, and no other state is touched."""
     package = tmp_path / "packages" / "fakepower-1.0.dist-info"
     package.mkdir(parents=True)
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: fakepower\nVersion: 1.0\n")
-    (package / "entry_points.txt").write_text("[jouled.power]\nfake = tests.app.runtime.fakes:FakeCollector\n")
+    (package / "entry_points.txt").write_text(
+        "[jouled.power]\nfake = tests.app.runtime.fakes:FakeCollector\n"
+        "[jouled.sinks]\nprinter = tests.app.runtime.fakes:PrinterSink\n"
+    )
     path = f"{package.parent}:{REPOSITORY}"
     return {"PYTHONPATH": path, "XDG_STATE_HOME": str(tmp_path / "xdg"), "NO_PROXY": "*", "RUNTIME_DIRECTORY": ""}
 

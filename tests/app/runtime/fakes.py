@@ -3,12 +3,14 @@
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar, Literal
 
-from jouled.api import Clock, PowerSettings, Reading
+from jouled.api import Clock, Delivery, PowerSettings, Reading, SinkSettings
 from jouled.model.device import Device, DeviceKind
 from jouled.model.errors import SourceError, SourceState
+from jouled.model.points import Kind, NumberedReceipt
 from jouled.model.readings import EnergyReading
 
 
@@ -90,3 +92,33 @@ class FakeCollector:
             "hang": lambda: time.sleep(60),
         }
         return FakeSource(clock, acts[settings.behaviour])
+
+
+class PrinterSettings(SinkSettings, kw_only=True):
+    path: str
+
+
+class PrinterSink:
+    """A sink as a third party's package brings it: a line for each receipt."""
+
+    name: ClassVar[str] = "printer"
+    settings_type: ClassVar[type[SinkSettings]] = PrinterSettings
+
+    def open(self, settings: SinkSettings, node: str) -> "OpenPrinter":
+        assert isinstance(settings, PrinterSettings)
+        return OpenPrinter(Path(settings.path))
+
+
+class OpenPrinter:
+    most: Mapping[Kind, int] = {"receipts": 100}
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def receipts(self, receipts: Sequence[NumberedReceipt]) -> Delivery:
+        with self._path.open("a") as file:
+            file.writelines(f"{each.number} {each.receipt.id}\n" for each in receipts)
+        return Delivery(len(receipts))
+
+    async def close(self) -> None:
+        pass
