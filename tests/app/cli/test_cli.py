@@ -247,7 +247,7 @@ def runtime(monkeypatch):
 
 
 def test_run_hands_over_what_was_typed(runtime, tmp_path):
-    daemon = runtime("daemon")
+    daemon = runtime("process")
     argv = ["run", "--listen", "[::1]:8", "--state", "/s", "--record", "/r", "--no-discovery"]
     assert main(argv) == 7
     options = RunOptions(listen="[::1]:8", state=Path("/s"), record=Path("/r"), discover=False)
@@ -257,7 +257,7 @@ def test_run_hands_over_what_was_typed(runtime, tmp_path):
 
 
 def test_demo_and_record_and_release(runtime):
-    demo, daemon, release = runtime("demo"), runtime("daemon"), runtime("release")
+    demo, daemon, release = runtime("demo"), runtime("process"), runtime("release")
     assert main(["demo", "--listen", "127.0.0.1:0"]) == 7
     assert demo.calls == [("run", RunOptions(listen="127.0.0.1:0", demo=True))]
     assert main(["record", "/o.gz", "--seconds", "2m"]) == 7
@@ -274,7 +274,7 @@ def test_an_interrupt_is_no_traceback(runtime, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runtime("daemon"), "run", interrupted)
+    monkeypatch.setattr(runtime("process"), "run", interrupted)
     assert main(["run"]) == 130
 
 

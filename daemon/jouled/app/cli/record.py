@@ -21,6 +21,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Record until the time is over or an interrupt comes."""
-    from jouled.app.runtime.daemon import record
+    from jouled.app.runtime.process import record
 
     return record(loaded(arguments), RunOptions(), arguments.out, arguments.seconds)

@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run until told to stop."""
-    from jouled.app.runtime.daemon import run
+    from jouled.app.runtime.process import run
 
     options = RunOptions(
         listen=arguments.listen,

@@ -5,10 +5,7 @@ import contextlib
 import logging
 import math
 import os
-import resource
 import socket
-import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +17,6 @@ from msgspec.structs import replace
 import jouled
 from jouled.app.config import Config, Paths, RunOptions, paths
 from jouled.app.config.types import Spool
-from jouled.app.runtime import log
 from jouled.app.runtime.batch import Batch
 from jouled.app.runtime.clock import BootClock, ClockState
 from jouled.app.runtime.continuity import Continuity, boot_id, take_up
@@ -59,12 +55,6 @@ DRAIN_SECONDS = 2.0
 LAST_SECONDS = 2.0
 """What of it is kept for the last commit and for closing connections."""
 
-RELOAD_SECONDS = 30.0
-"""A stop that a start follows may take longer: it is no reason to end the process."""
-
-EXIT_SECONDS = 1.0
-"""After an orderly end, threads that hang (a name that does not resolve, a disk) are waited for no longer."""
-
 SHORTEST_TICK_SECONDS = 0.2
 """Between two commits where senders wait for them."""
 
@@ -95,79 +85,6 @@ class Companion(Protocol):
     def extra(self) -> Mapping[str, Any]:
         """Figures for the page."""
         ...
-
-
-def run(
-    config: Config,
-    options: RunOptions,
-    companion: Companion | None = None,
-    reread: Callable[[], Config] | None = None,
-    *,
-    ends_process: bool = False,
-) -> int:
-    """Run the daemon until SIGTERM or SIGINT; the exit code. `reread` gives the configuration anew on SIGHUP.
-
-    ends_process: the process ends with it, whatever threads may hang.
-
-    Raises `JouledError` if it cannot start.
-    """
-    log.set_up()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold tokens and ids
-    reloads, signals = Reloads(config, reread), Signals()
-    with asyncio.Runner() as runner:
-        while True:
-            try:
-                daemon = Daemon(reloads.config, options, companion, reloads=reloads, signals=signals)
-                code = _live_once(runner, daemon, None)
-            except JouledError as error:
-                if not reloads.fall_back(error):
-                    raise
-                continue
-            if not daemon.reloads_now:
-                if ends_process:
-                    _exit_soon(code)
-                return code
-
-
-def record(config: Config, options: RunOptions, out: Path, seconds: float | None) -> int:
-    """Record for so many seconds, without serving, on books that are thrown away; the exit code.
-
-    Raises `JouledError` if it cannot start.
-    """
-    log.set_up()
-    with tempfile.TemporaryDirectory(prefix="jouled-record-") as books:
-        options = replace(options, record=out, state=Path(books))
-        with asyncio.Runner() as runner:
-            return _live_once(runner, Daemon(config, options, serves=False), seconds)
-
-
-def _live_once(runner: asyncio.Runner, daemon: "Daemon", seconds: float | None) -> int:
-    # A driver, a disk or a client may hang for ever; the books of the last second are committed whatever happens.
-    deadlines: list[threading.Timer] = []
-
-    def begin_to_end() -> None:
-        deadline = threading.Timer(RELOAD_SECONDS if daemon.reloads_now else STOP_SECONDS, _give_up)
-        deadline.daemon = True
-        deadline.start()
-        deadlines.append(deadline)
-
-    try:
-        return runner.run(daemon.run(seconds, begin_to_end))
-    finally:
-        for deadline in deadlines:
-            deadline.cancel()
-
-
-def _exit_soon(code: int) -> None:
-    """End the process with this code before long, even if the interpreter waits for a thread."""
-    timer = threading.Timer(EXIT_SECONDS, os._exit, (code,))
-    timer.daemon = True
-    timer.start()
-
-
-def _give_up() -> None:
-    _log.error("the stop took longer than %g s: what came after the last commit is lost", STOP_SECONDS)
-    os._exit(1)
 
 
 class Daemon:
@@ -205,14 +122,25 @@ class Daemon:
         self._stop = asyncio.Event()
         self._news = asyncio.Event()
         self._where = _directories(options, config)
-        node = config.node.name or socket.gethostname()
-        self._node = node
+        self._node = config.node.name or socket.gethostname()
         self._pseudonyms = load_or_make(self._where.state) if config.privacy.hash_ids else None
+        self._durable = Durable()
+        self._one_commit = asyncio.Lock()
+        self._ends_by = math.inf
         self._store = _store(self._where.state, config.spool)
+        try:
+            self._take_up(options)
+        except BaseException:
+            self._store.close()  # a daemon with the former configuration may need it
+            raise
+
+    def _take_up(self, options: RunOptions) -> None:
+        """Go on from what the store holds."""
+        node = self._node
         published = Published(self._where.runtime / "published")
         restored = restore(self._store, published)
         own = restored.own if restored else OwnCounts.empty(time.time_ns())
-        taken = take_up(self._store, restored, replace(config.parameters(), node=node))
+        taken = take_up(self._store, restored, replace(self._config.parameters(), node=node))
         if taken.result:
             own.restarts[taken.result] = own.restarts.get(taken.result, 0) + 1
         clock, journal = taken.clock, Journal()
@@ -224,9 +152,6 @@ class Daemon:
         self._publisher = Publisher(self._store, published, own)
         self._clock_state = ClockState(boot_id(), clock.offset_ns)
         self._coverage = CoverageWatch()
-        self._durable = Durable()
-        self._one_commit = asyncio.Lock()
-        self._ends_by = math.inf
 
     async def run(self, seconds: float | None, on_stop: Callable[[], None]) -> int:
         """Live until told to stop, for at most so many seconds; `on_stop` is called as the end begins."""

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from jouled.app.config import Config, EngineConfig, RunOptions, paths
 from jouled.app.config.types import Node, Serve
-from jouled.app.runtime import daemon
+from jouled.app.runtime import process
 from jouled.app.runtime.grading import Grader, Truth
 from jouled.app.runtime.pages import fetch, open_session
 from jouled.model.errors import JouledError, SourceError
@@ -69,7 +69,7 @@ def run(options: RunOptions) -> int:
         cost=_PRICE,
     )
     sys.stderr.write(f"The twin of an 8-GPU node runs as process {twin.pid}; the page: http://{options.listen}/\n")
-    code = daemon.run(config, options, _Grading(twin.url))
+    code = process.run(config, options, _Grading(twin.url))
     command = "jouled demo --stop" + (f" --state {options.state}" if options.state else "")
     sys.stderr.write(f"The twin runs on, for the next demo. It ends by itself after half an hour, or by: {command}\n")
     return code
