@@ -10,8 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tests.support.snapshots import NOW_NS, receipt
+from tests.support.tools import REPOSITORY
 
-from jouled.outputs.store import NO_PROGRESS, DeadLetter, Limits, Outgoing, Store, StoreError
+from jouled.outputs.store import NO_PROGRESS, DeadLetter, Limits, Outgoing, ReceiptQuery, Store, StoreError
 from jouled.outputs.store.spool import DEAD_LETTERS_KEPT
 from jouled.outputs.store.store import FILE_NAME
 
@@ -197,6 +198,19 @@ async def test_an_older_jouled_may_write_between(tmp_path):
     assert store.subscribe([RECEIPTS]) == {RECEIPTS: 0}
     await commit(store, receipts=[receipt(3)])
     assert [r.number for r in (await store.receipts_after(0, 10)).records] == [1, 2, 3]
+    store.close()
+
+
+async def test_a_store_of_before_the_spool_is_gone_on_from(tmp_path):
+    """The file was written by the version before (commit 2e5baa0): three commits with a receipt each."""
+    shutil.copy(REPOSITORY / "tests/fixtures/store/before-the-spool.sqlite3", tmp_path / FILE_NAME)
+    store = Store(tmp_path)
+    committed = store.load()
+    assert (committed.sequence, committed.books) == (3, b"books 3")
+    assert store.subscribe([RECEIPTS]) == {RECEIPTS: 3}, "what was there before was never to be sent"
+    assert await commit(store, [], [receipt(4)]) == 4
+    assert [each.number for each in (await store.receipts_after(3, 10)).records] == [4]
+    assert len(await store.receipts(ReceiptQuery())) == 4
     store.close()
 
 
