@@ -88,6 +88,19 @@ async def test_the_page_follows_and_says_when_jouled_has_gone(serve, page):
     assert await section(page, "state") == "live"
 
 
+async def test_sinks_stand_beside_the_sources(serve, page):
+    served = await serve()
+    now_seconds = (served.shown.t_ns + served.shown.wall_minus_core_ns) / 1e9
+    waiting = {"sink_up": {("influx",): 0.0, ("mqtt",): 1.0}}
+    waiting["sink_oldest_pending_timestamp_seconds"] = {("influx",): now_seconds - 1450.0}
+    served.shown = msgspec.structs.replace(served.shown, gauges={**served.shown.gauges, **waiting})
+    await page.goto(served.url("/"))
+    await page.get_by_text("sink influx").wait_for()
+    sources = await section(page, "sources")
+    assert "sink influx down 24 min behind" in sources
+    assert "sink mqtt ok" in sources
+
+
 async def test_an_empty_node_gives_a_page_without_figures(serve, page):
     served = await serve()
     served.shown = Snapshot()

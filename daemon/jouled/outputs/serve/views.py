@@ -7,6 +7,7 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from jouled.model.snapshot import DeviceView, EngineView, GroupBook, Owner, Snapshot
+from jouled.model.units import NANOSECONDS_PER_SECOND
 from jouled.outputs.metrics.values import without_credentials
 
 _VERDICT_COUNTERS = {
@@ -32,6 +33,7 @@ def snapshot_view(snapshot: Snapshot, extra: Mapping[str, Any]) -> dict[str, Any
         "meters": [_device(view, wall_ns) for view in snapshot.meters],
         "engines": [_engine(view, wall_ns) for view in snapshot.engines],
         "sources": snapshot.sources,
+        "sinks": _sinks(snapshot),
         "degraded": snapshot.degraded,
         "tokens_per_joule": {labels[0]: value for labels, value in _gauge(snapshot, "tokens_per_joule").items()},
         "slos": _slos(snapshot),
@@ -39,6 +41,20 @@ def snapshot_view(snapshot: Snapshot, extra: Mapping[str, Any]) -> dict[str, Any
         "recent": snapshot.recent,
         "extra": dict(extra),
     }
+
+
+def _sinks(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """One object for each push sink; behind_seconds is the age of the oldest record that it has yet to take."""
+    now_seconds = (snapshot.t_ns + snapshot.wall_minus_core_ns) / NANOSECONDS_PER_SECOND
+    oldest = _gauge(snapshot, "sink_oldest_pending_timestamp_seconds")
+    return [
+        {
+            "sink": name,
+            "up": bool(up),
+            "behind_seconds": max(now_seconds - oldest[name,], 0.0) if (name,) in oldest else 0.0,
+        }
+        for (name,), up in _gauge(snapshot, "sink_up").items()
+    ]
 
 
 def _balance(book: GroupBook) -> int:

@@ -262,6 +262,11 @@ function sources(list) {
     source.mend ? el("code", {}, source.mend) : null));
 }
 
+function asSource(sink) {
+  const minutes = Math.floor(sink.behind_seconds / 60);
+  return { source: `sink ${sink.sink}`, state: sink.up ? "ok" : "down", message: minutes ? `${number(minutes)} min behind` : "" };
+}
+
 /* Any figure that the demo gives: a name that ends in _percent, _ratio, _joules or _uj is shown in that unit. */
 function graded(figures) {
   return Object.entries(figures).flatMap(([name, value]) => {
@@ -299,7 +304,7 @@ function render(data) {
   show("engines", { list: data.engines, now: data.time_ns }, engines);
   show("slos", data.slos, slos);
   show("requests", data.recent, requests);
-  show("sources", data.sources, sources);
+  show("sources", [...data.sources, ...data.sinks.map(asSource)], sources);
   const figures = data.extra.graded;
   document.getElementById("graded-card").hidden = !figures;
   if (figures) show("graded", figures, graded);
