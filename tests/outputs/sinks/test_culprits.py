@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,6 +29,9 @@ class Other:
         self.has |= set(part)
         return Answer(204, "")
 
+    async def refuse(self, part):
+        return Answer(400, f"no use for {len(part)}")
+
 
 @given(st.integers(1, 400), st.data())
 def test_each_record_is_accepted_or_rejected_as_it_deserves_in_bounded_deliveries(count, data):
@@ -40,7 +44,7 @@ def test_each_record_is_accepted_or_rejected_as_it_deserves_in_bounded_deliverie
         while position < count:
             before = other.requests
             try:
-                delivery = await deliver(records[position:], other.send, 10.0)
+                delivery = await deliver(records[position:], other.send, 10.0, lambda words: "refused" in words)
             except SinkError:
                 assert other.requests == other.breaks_at
                 continue
@@ -52,6 +56,20 @@ def test_each_record_is_accepted_or_rejected_as_it_deserves_in_bounded_deliverie
 
     assert asyncio.run(all_of_them()) == culprits
     assert other.has == set(records) - culprits
+
+
+@given(st.integers(2, 400))
+def test_where_all_are_refused_alike_in_unknown_words_none_is_rejected(count):
+    other = Other(set(range(count)), breaks_at=0)
+    with pytest.raises(SinkError, match="everything is refused alike") as caught:
+        asyncio.run(deliver(range(count), other.send, 10.0))
+    assert caught.value.reason == "refused"
+    assert other.requests <= MOST_REQUESTS
+
+
+async def test_a_single_record_that_is_refused_is_rejected_whatever_the_words():
+    delivery = await deliver(["only"], Other({0}, breaks_at=0).refuse, 10.0)
+    assert [each.index for each in delivery.rejected] == [0]
 
 
 async def test_where_nothing_is_wrong_it_is_one_request():
