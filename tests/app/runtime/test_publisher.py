@@ -145,6 +145,28 @@ async def test_receipts_that_find_no_store_are_counted(tmp_path: Path, monkeypat
     store.close()
 
 
+async def test_a_burst_larger_than_what_waits_for_a_broken_store_is_committed_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "MOST_WAITING_RECEIPTS", 3)
+    monkeypatch.setattr(publisher_module, "MOST_UNCOMMITTED_RECEIPTS", 6)
+    store, own = BrokenStore(tmp_path), OwnCounts.empty()
+    publisher = Publisher(store, Published(tmp_path / "published"), own)
+    for names in ("abcd", "ef"):
+        publisher.hold([receipt(name) for name in names])
+    await publisher.publish(commit(1), SNAPSHOT)
+    assert store.committed == list("abcdef")
+    assert "receipts_dropped_total" not in own.added_to(Snapshot()).counters
+
+    publisher.hold([receipt(name) for name in "ghijklm"])
+    assert publisher.waiting == 6, "a commit that never ends does not fill the memory"
+    store.failures = 1
+    await publisher.publish(commit(2), SNAPSHOT)
+    assert publisher.waiting == 3, "the store has been seen to fail"
+    assert own.added_to(Snapshot()).counters["receipts_dropped_total"] == {("store_failing",): 4}
+    store.close()
+
+
 async def test_what_retention_removes_is_counted_once(tmp_path: Path) -> None:
     store, own = Store(tmp_path, receipt_days=1), OwnCounts.empty()
     publisher = Publisher(store, Published(tmp_path / "published"), own)

@@ -31,6 +31,9 @@ from jouled.outputs.store import (
 
 MOST_WAITING_RECEIPTS = 20_000
 """Final receipts held while the store cannot be written, about 20 MB; older ones are dropped and counted."""
+MOST_UNCOMMITTED_RECEIPTS = 200_000
+"""Final receipts held while a commit is under way. Minutes of them can become final at one moment, when an engine that
+was always busy comes to rest; only a commit that hangs lets more of them wait than that."""
 
 _STORE_FAILS = "store_failing"
 
@@ -76,12 +79,16 @@ class Publisher:
         self._store = store
         self._published = published
         self._waiting: list[Receipt] = []
+        self._store_fails = False
         self._encoder = msgspec.msgpack.Encoder()
 
     def hold(self, receipts: Sequence[Receipt]) -> None:
         """Keep final receipts until a commit has them."""
         self._waiting += receipts
-        excess = len(self._waiting) - MOST_WAITING_RECEIPTS
+        self._drop_excess()
+
+    def _drop_excess(self) -> None:
+        excess = len(self._waiting) - (MOST_WAITING_RECEIPTS if self._store_fails else MOST_UNCOMMITTED_RECEIPTS)
         if excess > 0:
             del self._waiting[:excess]
             dropped = self._own.receipts_dropped
@@ -113,10 +120,13 @@ class Publisher:
             sequence = await self._store.commit(self._encoder.encode(commit), receipts, wall_ns, progress, outgoing)
         except StoreError as error:
             self._waiting[:0] = receipts
+            self._store_fails = True
+            self._drop_excess()
             self._complain(error)
             # What is shown stays as it was committed; that it stands still is all there is to say.
             self.snapshot = _with_store_failing(self.snapshot, failing=True)
             return False
+        self._store_fails = False
         self._count_removed()
         try:
             self._published.write(sequence)
