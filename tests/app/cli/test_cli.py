@@ -357,7 +357,7 @@ def test_check_says_which_sinks_can_be_used_and_no_secret(tmp_path, capsys):
     config = tmp_path / "c.toml"
     config.write_text(
         '[power.estimate]\n[[engines]]\nname = "gateway"\n'
-        f'[serve]\nweb_config_file = "{tmp_path}/web.yml"\n'
+        f'[serve]\nweb_config_file = "{tmp_path}/web.yml"\ntoken_file = "{tmp_path}/nowhere"\n'
         f'[sinks.influx]\nurl = "http://127.0.0.1:1"\norg = "o"\nbucket = "b"\ntoken_file = "{tmp_path}/token"\n'
         f'[sinks.second]\ntype = "influx"\nurl = "http://127.0.0.1:1"\norg = "o"\nbucket = "b"\n'
         f'token_file = "{tmp_path}/missing"\n'
@@ -367,6 +367,7 @@ def test_check_says_which_sinks_can_be_used_and_no_secret(tmp_path, capsys):
     assert "influx               ok        takes points and receipts; nothing was sent" in out
     assert "second               unusable" in out
     assert f"{tmp_path}/missing cannot be read" in out
+    assert f"token_file           unusable  serve.token_file {tmp_path}/nowhere cannot be read" in out
     assert "web_config_file      unusable" in out
     assert "s3cr3t" not in out
     assert "no-hash-at-all" not in out

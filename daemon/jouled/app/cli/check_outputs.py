@@ -1,4 +1,4 @@
-"""What `jouled check` says of sinks, users and certificates: whether their settings and files can be used.
+"""What `jouled check` says of sinks, tokens, users and certificates: whether their settings and files can be used.
 
 Nothing is sent: whether the other side takes it shows in `jouled_sink_up` once the daemon runs.
 """
@@ -12,6 +12,7 @@ from msgspec import Struct
 from jouled.app.config.types import Config
 from jouled.app.runtime.plugins import Plugins
 from jouled.model.errors import JouledError
+from jouled.outputs.secret_file import secret
 
 
 class OutputLook(Struct, frozen=True, kw_only=True):
@@ -24,8 +25,10 @@ class OutputLook(Struct, frozen=True, kw_only=True):
 
 
 async def look_at_outputs(config: Config, plugins: Plugins, origin: str) -> list[OutputLook]:
-    """Open every sink and read the web configuration, as the daemon does at its start."""
+    """Open every sink and read the token and the web configuration, as the daemon does at its start."""
     looks = [await _sink(name, config, plugins, origin) for name in config.sinks]
+    if config.serve.token_file:
+        looks.append(_token(config.serve.token_file))
     if config.serve.web_config_file:
         looks.append(_web(config.serve.web_config_file))
     return looks
@@ -39,6 +42,14 @@ async def _sink(name: str, config: Config, plugins: Plugins, origin: str) -> Out
     except JouledError as error:
         return OutputLook(name=name, works=False, message=error.message, mend=error.mend)
     return OutputLook(name=name, works=True, message=f"takes {' and '.join(opened.most)}; nothing was sent")
+
+
+def _token(path: str) -> OutputLook:
+    try:
+        secret(path, "serve.token_file")
+    except JouledError as error:
+        return OutputLook(name="token_file", works=False, message=error.message, mend=error.mend)
+    return OutputLook(name="token_file", works=True, message="senders of events show this token")
 
 
 def _web(path: str) -> OutputLook:

@@ -152,7 +152,7 @@ class Attribution(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         bool,
         Meta(
             description="Let the meter correct what the model's sizes say about the ratios between prefill, decode and "
-            "steps. Never done for a mixture of experts."
+            "steps."
         ),
     ] = Parameters().learn_ratios
 

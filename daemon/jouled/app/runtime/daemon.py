@@ -40,6 +40,7 @@ from jouled.model.receipt import Receipt
 from jouled.model.snapshot import Snapshot
 from jouled.model.units import nanoseconds
 from jouled.outputs.metrics.catalogue import families_off
+from jouled.outputs.secret_file import secret
 from jouled.outputs.store import Limits, Published, ReceiptQuery, Store, StoreError
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Daemon:
         self._power_settings = self._plugins.power_settings(config.power)
         self._sink_settings = self._plugins.sink_settings(config.sinks) if serves else {}
         check_types(config.engines, self._plugins.engines)
-        self._token = _token(config.serve.token_file)
+        self._token = secret(config.serve.token_file, "serve.token_file") or None
         self._notifier = Notifier()
         self._failure: Exception | None = None
         self._stop = asyncio.Event()
@@ -447,19 +448,6 @@ def _store(directory: Path, spool: Spool) -> Store:
         points_ns=nanoseconds(spool.points_days * 86_400.0),
     )
     return Store(directory, receipt_days=spool.receipts_days, receipt_mebibytes=spool.receipts_mebibytes, limits=limits)
-
-
-def _token(path: str) -> str | None:
-    if not path:
-        return None
-    try:
-        token = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no text"
-        raise ConfigurationError(f"serve.token_file {path} cannot be read: {reason}") from error
-    if not token:
-        raise ConfigurationError(f"serve.token_file {path} is empty", mend="Write a token into it")
-    return token
 
 
 def _recorder(options: RunOptions, node: str, clock: BootClock) -> Writer | None:

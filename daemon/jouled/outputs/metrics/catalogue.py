@@ -363,7 +363,7 @@ OWN = (
         "own",
         ("reason",),
         "receipts",
-        "Final receipts that no commit ever held: store_failing (it could not be written for too long). Their joules"
+        "Final receipts that no commit ever held: store_failing (it could not be written, or a commit hung, for too long). Their joules"
         " are in all other counters.",
     ),
     _counter(

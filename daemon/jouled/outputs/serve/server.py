@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 from aiohttp import web
@@ -44,6 +44,9 @@ _HEADER_BYTES = 8190
 """One header with its name, or the request line."""
 _HEADERS = 64
 _SOCKET_MODE = 0o660
+
+
+Asked = TypeVar("Asked", bound=msgspec.Struct)
 
 
 class _Release(msgspec.Struct, forbid_unknown_fields=True):
@@ -211,12 +214,16 @@ def _state(good: bool, sentence: str) -> web.Response:
     return web.Response(text=f"{sentence}\n", status=status)
 
 
+async def _asked(request: web.Request, kind: type[Asked], example: str) -> Asked:
+    try:
+        return msgspec.json.decode(await read_body(request), type=kind)
+    except msgspec.DecodeError as error:
+        raise Refusal(HTTPStatus.BAD_REQUEST, f"send {example}: {error}") from error
+
+
 def _release_handler(door: Door) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
-        try:
-            asked = msgspec.json.decode(await read_body(request), type=_Release)
-        except msgspec.DecodeError as error:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f'send {{"seconds": 600}}: {error}') from error
+        asked = await _asked(request, _Release, '{"seconds": 600}')
         if not 0 < asked.seconds <= _LONGEST_RELEASE_SECONDS:
             raise Refusal(HTTPStatus.BAD_REQUEST, f"seconds is above 0 and at most {_LONGEST_RELEASE_SECONDS:.0f}")
         released: dict[str, Any] = await door.release(asked.seconds)
@@ -227,10 +234,7 @@ def _release_handler(door: Door) -> Handler:
 
 def _forget_handler(door: Door) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
-        try:
-            asked = msgspec.json.decode(await read_body(request), type=_Forget)
-        except msgspec.DecodeError as error:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f'send {{"tenant": "NAME"}}: {error}') from error
+        asked = await _asked(request, _Forget, '{"tenant": "NAME"}')
         return as_json({"forgotten": await door.forget(asked.tenant)})
 
     return handle

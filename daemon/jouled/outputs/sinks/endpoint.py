@@ -4,7 +4,7 @@ from base64 import b64encode
 from urllib.parse import urlsplit
 
 from jouled.model.errors import ConfigurationError
-from jouled.outputs.sinks.http import secret
+from jouled.outputs.secret_file import secret
 
 
 def checked_url(url: str) -> str:

@@ -4,7 +4,6 @@ import ssl
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from pathlib import Path
 from time import time
 
 import aiohttp
@@ -106,24 +105,6 @@ def retry_after_seconds(header: str) -> float | None:
         return max(parsedate_to_datetime(header).timestamp() - time(), 0.0)
     except (ValueError, TypeError):
         return None
-
-
-def secret(path: str, key: str) -> str:
-    """The text of a secret's file; empty where none is configured. `key`: what the operator wrote it under.
-
-    Raises:
-        ConfigurationError: it cannot be read, or is empty.
-    """
-    if not path:
-        return ""
-    try:
-        text = Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no text"
-        raise ConfigurationError(f"{key} {path} cannot be read: {reason}") from error
-    if not text:
-        raise ConfigurationError(f"{key} {path} is empty", mend="Write the secret into it")
-    return text
 
 
 def _shown(url: str) -> str:

@@ -13,6 +13,7 @@ from msgspec import Meta
 from jouled.api import Delivery, SinkSettings
 from jouled.model.errors import ConfigurationError, SinkError
 from jouled.model.points import Kind, NumberedReceipt, Points
+from jouled.outputs.secret_file import secret
 from jouled.outputs.sinks import http
 from jouled.outputs.sinks.culprits import deliver
 from jouled.outputs.sinks.endpoint import authorization, checked_url
@@ -157,7 +158,7 @@ class _ClientWriter:
         self._bucket = settings.bucket
         self._client = InfluxDBClientAsync(
             url=self._url,
-            token=http.secret(settings.token_file, "token_file"),
+            token=secret(settings.token_file, "token_file"),
             org=settings.org,
             timeout=aiohttp.ClientTimeout(total=None),  # the runner's limit holds
             allow_redirects=False,

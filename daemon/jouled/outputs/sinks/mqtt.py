@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 from jouled.api import Delivery, OpenSink, RejectedRecord, SinkSettings
 from jouled.model.errors import SinkError
 from jouled.model.points import Kind, NumberedReceipt, Points
+from jouled.outputs.secret_file import secret
 from jouled.outputs.sinks import mqtt_discovery
-from jouled.outputs.sinks.http import secret
 from jouled.outputs.sinks.mqtt_messages import Message, Topics, part
 from jouled.outputs.sinks.mqtt_settings import MqttSettings, check, port_of, tls_of
 

@@ -16,6 +16,7 @@ import jouled
 from jouled.api import Delivery, RejectedRecord, SinkSettings
 from jouled.model.errors import ConfigurationError
 from jouled.model.points import Kind, NumberedReceipt, Points
+from jouled.outputs.secret_file import secret
 from jouled.outputs.sinks import http
 from jouled.outputs.sinks.culprits import deliver
 from jouled.outputs.sinks.http import Answer
@@ -200,13 +201,13 @@ def _headers(settings: OtlpSettings) -> Mapping[str, str]:
     for name in settings.headers:
         if name.lower() in _SECRET_HEADERS:
             raise ConfigurationError(f"headers hold the secret {name}", mend="Write it into headers_file")
-    secret = _secret_headers(settings.headers_file)
-    token = http.secret(settings.token_file, "token_file")
-    if token and "authorization" in {name.lower() for name in secret}:
+    kept_secret = _secret_headers(settings.headers_file)
+    token = secret(settings.token_file, "token_file")
+    if token and "authorization" in {name.lower() for name in kept_secret}:
         raise ConfigurationError("token_file and headers_file both hold Authorization", mend="Leave one out")
     return {
         **settings.headers,
-        **secret,
+        **kept_secret,
         **({"Authorization": f"Bearer {token}"} if token else {}),
         "User-Agent": f"jouled/{jouled.__version__}",
         "Content-Type": PROTOBUF,
@@ -216,7 +217,7 @@ def _headers(settings: OtlpSettings) -> Mapping[str, str]:
 
 def _secret_headers(path: str) -> dict[str, str]:
     headers = {}
-    for number, line in enumerate(http.secret(path, "headers_file").splitlines(), 1):
+    for number, line in enumerate(secret(path, "headers_file").splitlines(), 1):
         name, found, value = line.partition(":")
         if not found or not name.strip() or not value.strip():
             raise ConfigurationError(f"line {number} of headers_file {path} is no header", mend="Write `Name: value`")
