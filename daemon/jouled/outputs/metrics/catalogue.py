@@ -363,8 +363,8 @@ OWN = (
         "own",
         ("reason",),
         "receipts",
-        "Final receipts that no commit ever held: store_failing (it could not be written, or a commit hung, for too long). Their joules"
-        " are in all other counters.",
+        "Final receipts that no commit ever held: store_failing (it could not be written, or a commit hung, for too"
+        " long). Their joules are in all other counters.",
     ),
     _counter(
         "receipts_removed_total",
