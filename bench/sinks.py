@@ -22,6 +22,7 @@ from jouled.model.points import Kind
 from jouled.outputs.metrics.points import packed, unpacked
 from jouled.outputs.sinks.counts import SinkCounts
 from jouled.outputs.sinks.influx import InfluxSettings, InfluxSink
+from jouled.outputs.sinks.place import Place, Receiver
 from jouled.outputs.sinks.runner import Record, Runner
 from jouled.outputs.store import NO_PROGRESS, Behind, Outgoing, Store
 
@@ -80,7 +81,8 @@ async def _carry(store: Store, sink: OpenSink, kind: Kind) -> tuple[float, float
         send=sink.points if kind == "points" else sink.receipts,  # type: ignore[arg-type]
         most=sink.most[kind],
         timeout_seconds=30.0,
-        position=0,
+        place=Place(0, 0, 0.0),
+        receiver=Receiver(),
         counts=counts,
         wall_ns=time.time_ns,
     )

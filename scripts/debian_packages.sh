@@ -19,6 +19,8 @@ need /usr/sbin/mosquitto mosquitto          # the MQTT broker
 need chromium chromium                      # opens the page
 need systemd-analyze systemd                # verifies the unit
 need ip iproute2                            # a cable that is pulled
+need tc iproute2                            # a line that is thin
+need nft nftables                           # a firewall
 need strace strace                          # injects errors of the disk
 need systemd-nspawn systemd-container       # boots it
 

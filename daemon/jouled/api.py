@@ -12,9 +12,9 @@ turn bytes into model types.
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from jouled.model.device import Device
 from jouled.model.engine import CounterSemantics, Latency, LatencyHistogram
@@ -233,14 +233,17 @@ class HttpIngest(Protocol):
 
 
 class SinkSettings(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Settings every sink has.
+    """Settings every sink has."""
 
-    type: which sink it is; empty: the one that the table is named after. timeout_seconds: how long one delivery may
-    take before it counts as failed.
-    """
-
-    type: str = ""
-    timeout_seconds: float = 10.0
+    type: Annotated[str, Meta(description="Which sink it is. Empty: the one that the table is named after.")] = ""
+    timeout_seconds: Annotated[float, Meta(description="A delivery that takes longer counts as failed.")] = 10.0
+    resend_seconds: Annotated[
+        float,
+        Meta(
+            description="Behind an outage of the receiver, and when the daemon starts, what it took in the last so many"
+            " seconds before is sent again, as a receiver that dies forgets what it has not synced. 0: nothing."
+        ),
+    ] = 0.0
 
 
 class RejectedRecord(Struct, frozen=True):

@@ -164,9 +164,32 @@ class Cable:
         """Mend it."""
         ip("-n", self.space, "link", "set", self._ends[1], "up")
 
+    def firewall(self, verdict: str) -> None:
+        """A rule over there for all that comes in: `drop` it, or `reject with tcp reset`."""
+        chain = f"type filter hook input priority 0\nmeta l4proto tcp {verdict}"
+        self._rules(f"table inet jouled {{\nchain incoming {{\n{chain}\n}}\n}}")
+
+    def no_firewall(self) -> None:
+        """No rule."""
+        self._rules("")
+
+    def _rules(self, rules: str) -> None:
+        command = ["ip", "netns", "exec", self.space, str(tool("nft")), "-f", "-"]
+        subprocess.run(command, input=f"flush ruleset\n{rules}\n", text=True, check=True)
+
+    def throttle(self, kilobits: int) -> None:
+        """So many kilobits a second pass to the other end."""
+        limit = ["tbf", "rate", f"{kilobits}kbit", "burst", "8kb", "latency", "400ms"]
+        subprocess.run([str(tool("tc")), "qdisc", "add", "dev", self._ends[0], "root", *limit], check=True)
+
+    def no_throttle(self) -> None:
+        """All passes."""
+        subprocess.run([str(tool("tc")), "qdisc", "del", "dev", self._ends[0], "root"], check=True)
+
     def remove(self) -> None:
         """Take all of it away."""
         subprocess.run(["ip", "netns", "del", self.space], check=False)
+        subprocess.run(["ip", "link", "del", self._ends[0]], check=False, stderr=subprocess.DEVNULL)
 
 
 def ip(*words: str) -> None:
@@ -182,6 +205,17 @@ def cable() -> Iterator[Cable]:
     made.lay()
     yield made
     made.remove()
+
+
+@pytest.fixture
+def victoria_far_away(tmp_path: Path, cable: Cable) -> Iterator[Victoria]:
+    """At the other end of the cable."""
+    folder = tmp_path / "victoria"
+    folder.mkdir()
+    server = Victoria(folder, Cable.THERE, ["ip", "netns", "exec", cable.space])
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """`python -m tests.faults.soak [--minutes 60]`: requests all the time, two sinks that come and go.
 
-Prints one JSON line a check. A VictoriaMetrics is hung or away for half of every two minutes, the file of the other
+Prints one JSON line a check. A VictoriaMetrics is hung or killed for half of every two minutes, the file of the other
 sink cannot be written for as long. Memory and open files are watched; in the end every request that the daemon
 acknowledged is in both, once.
 """
@@ -8,7 +8,6 @@ acknowledged is in both, once.
 import argparse
 import json
 import os
-import signal
 import statistics
 import sys
 import tempfile
@@ -22,7 +21,7 @@ import psutil
 from tests.e2e.engine_server import engine_server
 from tests.faults.conftest import ENGINE, QUICK, Victoria, configuration, influx
 from tests.faults.test_kills import expected, ids_in, in_database
-from tests.faults.test_outages import back, hung
+from tests.faults.test_outages import back, hung, killed
 from tests.faults.traffic import Traffic
 from tests.support.live import LiveDaemon, Verdicts, wait_for
 from tests.support.tools import REPOSITORY, free_port
@@ -83,17 +82,10 @@ def daemon(folder: Path, toml: str) -> Iterator[LiveDaemon]:
         running.stop()
 
 
-def ended(victoria: Victoria) -> None:
-    """Ended in good order: killed, it would forget the last seconds of what it had acknowledged (docs/sinks.md)."""
-    victoria.signal(signal.SIGTERM)
-    assert victoria.process is not None
-    victoria.process.wait(60)
-
-
 def flapping(victoria: Victoria, folder: Path, seconds: float, flap_seconds: float) -> Iterator[None]:
     """Time passes in samples; sinks go and come back meanwhile."""
     ends = time.monotonic() + seconds
-    faults = [hung, ended]
+    faults = [hung, killed]
     round_ends, is_down, number = time.monotonic() + flap_seconds, False, 0
     while time.monotonic() < ends:
         time.sleep(SAMPLE_SECONDS)

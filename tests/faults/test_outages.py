@@ -71,6 +71,26 @@ def test_what_a_database_misses_arrives_when_it_is_back(
     assert dropped == []
 
 
+@pytest.mark.timeout(120)
+def test_what_a_killed_database_had_acknowledged_and_forgets_is_sent_again(
+    launch: Launch, engine: tuple[EngineServer, str], victoria: Victoria
+) -> None:
+    page, url = engine
+    lives = Lives(launch, configuration(url, influx(victoria)))
+    traffic = Traffic(page, ENGINE, lambda: lives.url, per_second=100.0)
+    traffic.start()
+    wait_for(lambda: len(traffic.kept) > 300, 20, "nothing is taken")
+    traffic.stop()
+    accepted = 'jouled_sink_records_total{kind="receipts",result="accepted",sink="influx"}'
+    everything = len(traffic.kept)
+    wait_for(lambda: lives.daemon.page().values.get(accepted) == everything, 20, "not sent")
+    victoria.kill()  # it writes to its disk every few seconds
+    wait_for(lambda: failures(lives.daemon) > 0, 20, "the outage goes unnoticed")
+    back(victoria)
+    wait_for(lambda: in_database(victoria) == expected(traffic.kept), 30, "the database lacks receipts", 0.5)
+    assert lives.daemon.page().values[accepted] == everything
+
+
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("fault", [killed, hung])
 def test_prometheus_gets_every_moment_of_its_outage(
@@ -94,25 +114,30 @@ def test_prometheus_gets_every_moment_of_its_outage(
     assert len(samples) >= records - 1
 
 
+LINES: dict[str, tuple[Callable[[Cable], None], Callable[[Cable], None]]] = {
+    "pulled": (Cable.pull, Cable.plug),
+    "dropped": (lambda cable: cable.firewall("drop"), Cable.no_firewall),
+    "refused": (lambda cable: cable.firewall("reject with tcp reset"), Cable.no_firewall),
+    "thin": (lambda cable: cable.throttle(16), Cable.no_throttle),
+}
+
+
 @pytest.mark.timeout(150)
-def test_a_cable_that_is_pulled_and_plugged_in_again(
-    launch: Launch, engine: tuple[EngineServer, str], cable: Cable, tmp_path: Path
+@pytest.mark.parametrize("what", LINES)
+def test_a_line_that_is_cut_and_mended(
+    launch: Launch, engine: tuple[EngineServer, str], cable: Cable, victoria_far_away: Victoria, what: str
 ) -> None:
     page, url = engine
-    folder = tmp_path / "victoria"
-    folder.mkdir()
-    victoria = Victoria(folder, Cable.THERE, ["ip", "netns", "exec", cable.space])
-    victoria.start()
-    lives = Lives(launch, configuration(url, influx(victoria)))
+    cut, mend = LINES[what]
+    lives = Lives(launch, configuration(url, influx(victoria_far_away)))
     traffic = Traffic(page, ENGINE, lambda: lives.url, per_second=20.0)
     traffic.start()
     wait_for(lambda: lives.daemon.page().values.get('jouled_sink_up{sink="influx"}') == 1.0, 20, "nothing is sent")
-    cable.pull()
+    cut(cable)
     wait_for(lambda: failures(lives.daemon) > 1, 40, "the cut goes unnoticed")
-    cable.plug()
+    mend(cable)
     traffic.stop()
-    wait_for(lambda: in_database(victoria) == expected(traffic.kept), 90, "the database lacks receipts", 0.5)
-    victoria.kill()
+    wait_for(lambda: in_database(victoria_far_away) == expected(traffic.kept), 90, "the database lacks receipts", 0.5)
 
 
 def moments(victoria: Victoria) -> dict[str, list[float]]:

@@ -14,11 +14,13 @@ _PACKAGES = {
     "chromium": "chromium",
     "gcc": "gcc",
     "mosquitto": "mosquitto",
+    "nft": "nftables",
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "strace": "strace",
     "systemd-analyze": "systemd",
     "systemd-nspawn": "systemd-container",
+    "tc": "iproute2",
     "victoria-metrics": "victoria-metrics",
 }
 

@@ -57,10 +57,11 @@ class Stub:
 class Node:
     """The part of the daemon around the sinks: a store, commits at given seconds."""
 
-    def __init__(self, folder, *stubs: Stub, own: OwnCounts | None = None) -> None:
+    def __init__(self, folder, *stubs: Stub, own: OwnCounts | None = None, resend_seconds: float = 0.0) -> None:
         self.store = Store(folder)
         self.own = own or OwnCounts.empty(NOW_NS - 100 * SECOND_NS)
-        configured = {f"stub{k}" if k else "stub": (stub, Settings()) for k, stub in enumerate(stubs)}
+        settings = Settings(resend_seconds=resend_seconds)
+        configured = {f"stub{k}" if k else "stub": (stub, settings) for k, stub in enumerate(stubs)}
         self.sinks = Sinks(configured, self.store, self.own, node="n1", interval_seconds=10.0, wall_ns=lambda: NOW_NS)
 
     async def commit(self, seconds: float, *receipts, fails: bool = False):
@@ -109,6 +110,40 @@ async def test_what_a_sink_has_is_kept_with_the_books_that_count_it(tmp_path):
     await again.carry()
     assert (len(stub.moments), len(stub.finals)) == (1, 2), "after a restart nothing is sent twice"
     again.store.close()
+
+
+async def test_a_restart_sends_again_what_the_receiver_may_have_forgotten(tmp_path):
+    stub = Stub()
+    node = Node(tmp_path, stub, resend_seconds=60.0)
+    await node.commit(0, receipt(1), receipt(2))
+    await node.carry()
+    await node.commit(1)
+    node.store.close()
+    again = Node(tmp_path, stub, own=node.own, resend_seconds=60.0)
+    await again.carry()
+    shown = await again.commit(2)
+    assert [final.number for final in stub.finals] == [1, 2, 1, 2]
+    assert shown.counters["sink_records_total"] == {
+        ("stub", "points", "accepted"): 1,
+        ("stub", "points", "repeated"): 1,
+        ("stub", "receipts", "accepted"): 2,
+        ("stub", "receipts", "repeated"): 2,
+    }
+    again.store.close()
+
+
+async def test_what_one_stream_sees_of_a_death_is_known_to_the_other(tmp_path):
+    stub = Stub()
+    node = Node(tmp_path, stub, resend_seconds=60.0)
+    await node.commit(0, receipt(1))
+    await node.carry()
+    stub.down = True
+    await node.commit(10)
+    await node.carry()
+    stub.down = False
+    await node.carry()
+    assert [final.number for final in stub.finals] == [1, 1], "no receipt was sent while it was down"
+    node.store.close()
 
 
 async def test_a_sink_that_is_down_delays_no_other_and_gets_all_later(tmp_path):

@@ -18,6 +18,7 @@ from tests.support.tools import free_port, tool
 from jouled.model.points import Points
 from jouled.outputs.metrics.points import packed, unpacked
 from jouled.outputs.sinks.counts import SinkCounts
+from jouled.outputs.sinks.place import Place, Receiver
 from jouled.outputs.sinks.runner import Runner
 from jouled.outputs.store import Behind
 
@@ -232,7 +233,8 @@ def run_once() -> Callable[..., Awaitable[tuple[Runner, SinkCounts]]]:
             send=send,
             most=len(records),
             timeout_seconds=timeout_seconds,
-            position=0,
+            place=Place(0, 0, 0.0),
+            receiver=Receiver(),
             counts=counts,
             wall_ns=time.time_ns,
         )

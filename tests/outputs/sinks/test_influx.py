@@ -256,7 +256,7 @@ async def test_one_that_does_not_answer_is_left_after_the_time_limit(api, stub, 
     stub.hold = asyncio.Event()
     async with opened(InfluxSink(), influx(stub.url, api)) as sink:
         runner, counts = await run_once("receipts", numbered(2), sink.receipts, timeout_seconds=0.3)
-    assert (runner.position, counts.failures, len(stub.requests)) == (0, {"timeout": 1}, 1)
+    assert (runner.place.taken, counts.failures, len(stub.requests)) == (0, {"timeout": 1}, 1)
 
 
 def refuses(*culprits: str, status: int, text: str):

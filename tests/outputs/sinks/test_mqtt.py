@@ -22,6 +22,7 @@ from jouled.outputs.sinks.counts import SinkCounts
 from jouled.outputs.sinks.mqtt import MqttSink, outcome
 from jouled.outputs.sinks.mqtt_messages import Message, part
 from jouled.outputs.sinks.mqtt_settings import MqttSettings
+from jouled.outputs.sinks.place import Place, Receiver
 from jouled.outputs.sinks.runner import Runner
 from jouled.outputs.store import Behind
 
@@ -259,7 +260,7 @@ async def test_a_message_that_the_access_list_forbids_is_noticed_and_nothing_cou
     made, counts = carry(sink.points, "points", [moment(number) for number in range(1, 4)])
     await made.step()
     assert counts.failures == {"denied": 1}
-    assert (made.position, counts.records) == (0, {})
+    assert (made.place.taken, counts.records) == (0, {})
     assert "refuses messages to jouled/node17/" in made.trouble
     assert "access list" in made.trouble
     with pytest.raises(SinkError, match="jouled/node17/") as caught:
@@ -307,7 +308,8 @@ def carry(send, kind, spool, position: int = 0) -> tuple[Runner, SinkCounts]:
         send=send,
         most=3,
         timeout_seconds=3.0,
-        position=position,
+        place=Place(position, position, 0.0),
+        receiver=Receiver(),
         counts=counts,
         wall_ns=lambda: NOW_NS,
         sleep=no_sleep,
@@ -332,12 +334,12 @@ async def test_a_broker_killed_and_started_again_misses_nothing(start, sink_to):
         await until(lambda: len(on(before, "jouled/node17/metrics")) == 6, "the first two deliveries")
         broker.kill()
         await made.step()
-        assert made.position == 6
+        assert made.place.taken == 6
         assert counts.failures == {"unreachable": 1}
     broker.start()
     async with subscriber(broker.port) as after:
         running = asyncio.create_task(made.run())
-        await until(lambda: made.position == 13, "the rest")
+        await until(lambda: made.place.taken == 13, "the rest")
         running.cancel()
         await until(lambda: len(on(after, "jouled/node17/metrics")) == 7, "the rest")
     heard = numbers(before, "jouled/node17/metrics") + numbers(after, "jouled/node17/metrics")

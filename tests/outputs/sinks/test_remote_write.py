@@ -273,7 +273,7 @@ async def test_one_that_does_not_answer_is_left_after_the_time_limit(stub, opene
     stub.hold = asyncio.Event()
     async with opened(RemoteWriteSink(), remote(stub.url)) as sink:
         runner, counts = await run_once("points", moments, sink.points, timeout_seconds=0.3)
-    assert (runner.position, counts.failures, len(stub.requests)) == (0, {"timeout": 1}, 1)
+    assert (runner.place.taken, counts.failures, len(stub.requests)) == (0, {"timeout": 1}, 1)
 
 
 # Settings

@@ -12,6 +12,7 @@ from jouled.api import Delivery, RejectedRecord
 from jouled.model.errors import SinkError
 from jouled.model.points import NumberedReceipt
 from jouled.outputs.sinks.counts import SinkCounts
+from jouled.outputs.sinks.place import Place, Receiver
 from jouled.outputs.sinks.runner import LAST_WAIT_SECONDS, LONGEST_RETRY_AFTER_SECONDS, Runner
 from jouled.outputs.store import Behind
 
@@ -32,7 +33,15 @@ class Other:
         return answer
 
 
-def runner(other, count: int, most: int = 10, position: int = 0, timeout_seconds: float = 5.0, **options):
+def runner(
+    other,
+    count: int,
+    most: int = 10,
+    position: int = 0,
+    timeout_seconds: float = 5.0,
+    resend_seconds: float = 0.0,
+    **options,
+):
     spool = [NumberedReceipt(number, receipt(number)) for number in range(1, count + 1)]
 
     async def read(after: int, most: int):
@@ -46,7 +55,8 @@ def runner(other, count: int, most: int = 10, position: int = 0, timeout_seconds
         send=other.receipts,
         most=most,
         timeout_seconds=timeout_seconds,
-        position=position,
+        place=Place(position, position, resend_seconds),
+        receiver=Receiver(),
         counts=counts,
         wall_ns=lambda: NOW_NS,
         **options,
@@ -59,7 +69,7 @@ async def test_everything_is_sent_in_order_and_in_batches():
     made, counts, _ = runner(other, 25, most=10, position=3)
     assert [await made.step() for _ in range(4)] == [0.0, 0.0, 0.0, None]
     assert other.has == list(range(4, 26))
-    assert made.position == 25
+    assert made.place.taken == 25
     assert counts.records == {"receipts": {"accepted": 22}}
     assert counts.last_success_ns == NOW_NS
 
@@ -70,7 +80,7 @@ async def test_what_fails_is_kept_and_sent_again(caplog):
     made, counts, _ = runner(other, 3)
     with caplog.at_level(logging.INFO):
         first, second = await made.step(), await made.step()
-        assert made.position == 0
+        assert made.place.taken == 0
         assert made.trouble == "nobody listens"
         assert await made.step() == 0.0
     assert 0.0 < first <= 1.0
@@ -121,7 +131,7 @@ async def test_a_receiver_that_is_too_slow_for_many_gets_fewer():
     while await made.step() is not None:
         pass
     assert sizes[:4] == [16, 8, 4, 2]
-    assert made.position == 20
+    assert made.place.taken == 20
 
 
 async def test_a_bug_of_a_sink_loses_nothing(caplog):
@@ -140,7 +150,7 @@ async def test_refused_records_become_dead_letters_and_hold_up_nobody(caplog):
     other.answers = [Delivery(3, (RejectedRecord(1, "bad_request", "no such field" * 100),))]
     made, counts, _ = runner(other, 5)
     assert await made.step() == 0.0
-    assert made.position == 3, "the rest was kept"
+    assert made.place.taken == 3, "the rest was kept"
     await made.step()
     assert other.has == [1, 3, 4, 5]
     assert counts.records == {"receipts": {"accepted": 4, "rejected": 1}}
@@ -163,7 +173,7 @@ async def test_a_delivery_of_which_nothing_is_taken_waits():
     other.answers = [Delivery(0)]
     made, _, _ = runner(other, 2)
     assert await made.step() > 0.0
-    assert made.position == 0
+    assert made.place.taken == 0
 
 
 async def test_it_waits_for_news_and_for_nothing_else():
@@ -235,3 +245,63 @@ def test_every_record_is_taken_or_refused_exactly_once(count, outcomes):
     results = counts.records.get("receipts", {})
     assert results.get("accepted", 0) + results.get("rejected", 0) == count
     assert [dead.record for dead in made.dead_letters] == refused
+
+
+async def test_behind_an_outage_the_last_seconds_come_again_and_count_once(caplog):
+    other, seconds = Other(), [0]
+    made, counts, spool = runner(other, 3, resend_seconds=60.0, now_ns=lambda: seconds[-1] * 1_000_000_000)
+    await made.step()
+    for second in (100, 130, 150):
+        seconds.append(second)
+        spool.append(NumberedReceipt(len(spool) + 1, receipt(len(spool) + 1)))
+        await made.step()
+    assert (made.place.certain, made.place.taken) == (3, 6)
+    other.answers = [SinkError("unreachable", "it died")] * 2
+    spool.append(NumberedReceipt(7, receipt(7)))
+    seconds.append(900)
+    await made.step()
+    await made.step()
+    assert (made.place.certain, made.place.taken) == (3, 6), "while it was dead nothing became certain"
+    other.has.clear()
+    other.answers = [Delivery(4, (RejectedRecord(1, "refused", "out of order"), RejectedRecord(3, "refused", "bad")))]
+    await made.step()
+    assert other.has == [4, 6]
+    assert counts.records == {"receipts": {"accepted": 6, "rejected": 1, "repeated": 3}}
+    assert [dead.record for dead in made.dead_letters] == [7]
+
+
+@pytest.mark.parametrize(
+    ("failures", "again"),
+    [
+        ([SinkError("throttled", "slow down")] * 9, []),
+        ([SinkError("unauthorized", "who?")] * 9, []),
+        ([TimeoutError()] * 2, []),
+        ([TimeoutError(), SinkError("server_error", "502"), TimeoutError()], [1, 2, 3]),
+        ([SinkError("unreachable", "reset")], [1, 2, 3]),
+    ],
+)
+async def test_only_who_may_have_died_is_told_again(failures, again):
+    other = Other()
+    made, _, spool = runner(other, 3, resend_seconds=60.0)
+    await made.step()
+    spool.append(NumberedReceipt(4, receipt(4)))
+    other.answers = list(failures)
+    while await made.step() is not None:
+        pass
+    assert other.has == [1, 2, 3, *again, 4]
+
+
+async def test_a_damaged_record_is_lost_once_however_often_it_is_passed():
+    other = Other()
+    made, counts, _ = runner(other, 0, resend_seconds=60.0)
+
+    async def read(after, most):
+        records = [NumberedReceipt(1, receipt(1)), NumberedReceipt(3, receipt(3))]
+        return Behind([record for record in records if record.number > after], [2] if after < 2 else [])
+
+    made._read = read
+    await made.step()
+    made._receiver.deaths += 1
+    await made.step()
+    assert other.has == [1, 3, 1, 3]
+    assert counts.dropped == {"receipts": {"damaged": 1}}

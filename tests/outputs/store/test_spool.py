@@ -66,6 +66,34 @@ async def test_places_outlive_a_restart_and_what_everybody_has_is_removed(tmp_pa
     store.close()
 
 
+async def test_points_that_may_have_to_be_sent_again_stay_and_their_place_outlives_a_restart(tmp_path):
+    store = Store(tmp_path)
+    store.subscribe([POINTS])
+    await commit(store, [point(number) for number in range(1, 6)])
+    await commit(store, cursors={POINTS: 4}, certain={POINTS: 2})
+    assert [number for number, _ in await points_after(store, 0, 10)] == [3, 4, 5]
+    assert store.waiting.oldest_ns == {POINTS: point(5)[0]}, "what was sent does not wait"
+    store.close()
+    store = Store(tmp_path)
+    assert store.subscribe([POINTS]) == {POINTS: 4}
+    assert store.certain(POINTS) == 2
+    await commit(store, at_ns=point(0)[0] + 8 * 86_400 * SECOND_NS)
+    assert store.take_dropped() == {("influx", "points", "age"): 1}, "only what it never had"
+    store.close()
+
+
+async def test_a_place_that_an_older_jouled_moved_is_certain(tmp_path):
+    store = Store(tmp_path)
+    store.subscribe([POINTS])
+    await commit(store, [point(number) for number in range(1, 6)], cursors={POINTS: 4}, certain={POINTS: 2})
+    store._writer.execute("UPDATE cursors SET number = 5")
+    store.close()
+    store = Store(tmp_path)
+    store.subscribe([POINTS])
+    assert store.certain(POINTS) == 5
+    store.close()
+
+
 async def test_a_new_sink_begins_at_the_end_and_a_removed_one_holds_nothing(store):
     store.subscribe([POINTS])
     await commit(store, [point(1)], [receipt(1)])

@@ -16,6 +16,9 @@ from jouled.app.config.types import Config, EngineConfig
 from jouled.app.config.urls import port_of
 from jouled.model.errors import ConfigurationError
 
+MOST_RESEND_SECONDS = 3600.0
+"""Longer ago nothing is left unsynced anywhere, and all of it would be sent again at each start."""
+
 
 def load(path: Path | None, environment: Mapping[str, str]) -> Config:
     """Read the configuration file, if one is given, and lay the environment's `JOULED_SECTION__KEY` over it.
@@ -62,6 +65,10 @@ def sink_settings_for(
         settings = convert(dict(table), sink.settings_type, key)
         if settings.timeout_seconds <= 0:
             raise Fault(f"{key}.timeout_seconds", "no delivery is that fast", "It must be above 0")  # noqa: TRY301 - one way out
+        if not 0 <= settings.resend_seconds <= MOST_RESEND_SECONDS:
+            raise Fault(  # noqa: TRY301 - one way out
+                f"{key}.resend_seconds", "out of range", f"Give 0 (nothing is sent again) to {MOST_RESEND_SECONDS:g}"
+            )
     except Fault as fault:
         raise ConfigurationError(f"{origin}: {fault}", mend=fault.mend) from None
     return settings

@@ -17,6 +17,7 @@ from jouled.model.snapshot import Snapshot
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 from jouled.outputs.metrics.points import packed, unpacked
 from jouled.outputs.sinks.counts import SinkCounts
+from jouled.outputs.sinks.place import Place, Receiver
 from jouled.outputs.sinks.runner import Record, Runner
 from jouled.outputs.store import Behind, DeadLetter, Outgoing, Store, StoreError, Stream
 
@@ -66,13 +67,15 @@ class Sinks:
         places = store.subscribe(streams)
         own.sinks |= {name: SinkCounts() for name in self._open.keys() - own.sinks.keys()}
         self._streams: list[Stream] = streams
+        receivers = {name: Receiver() for name in self._open}
         self.runners = [
-            self._runner(name, kind, self._open[name], configured[name][1].timeout_seconds, places[name, kind])
-            for name, kind in streams
+            self._runner(name, kind, configured[name][1], places[name, kind], receivers[name]) for name, kind in streams
         ]
         self._takes_points = any(kind == "points" for _, kind in streams)
 
-    def _runner(self, name: str, kind: Kind, sink: OpenSink, timeout_seconds: float, position: int) -> Runner:
+    def _runner(self, name: str, kind: Kind, settings: SinkSettings, taken: int, receiver: Receiver) -> Runner:
+        sink = self._open[name]
+
         async def points_after(after: int, most: int) -> Behind[Record]:
             return await self._store.points_after(after, most, unpacked)
 
@@ -85,8 +88,9 @@ class Sinks:
             read=points_after if kind == "points" else receipts_after,
             send=_sender(sink, kind),
             most=sink.most[kind],
-            timeout_seconds=timeout_seconds,
-            position=position,
+            timeout_seconds=settings.timeout_seconds,
+            place=Place(taken, self._store.certain((name, kind)), settings.resend_seconds),
+            receiver=receiver,
             counts=self._own.sinks[name],
             wall_ns=self._wall_ns,
         )
@@ -116,8 +120,13 @@ class Sinks:
         for runner in self.runners:
             self._dead += runner.dead_letters
             runner.dead_letters = []
-        cursors: dict[Stream, int] = {(runner.name, runner.kind): runner.position for runner in self.runners}
-        return Outgoing(points=tuple(self._held), cursors=cursors, dead_letters=tuple(self._dead))
+        places = {(runner.name, runner.kind): runner.place for runner in self.runners}
+        return Outgoing(
+            points=tuple(self._held),
+            cursors={stream: place.taken for stream, place in places.items()},
+            certain={stream: place.certain for stream, place in places.items()},
+            dead_letters=tuple(self._dead),
+        )
 
     def committed(self, outgoing: Outgoing) -> None:
         """The store has it: what is new can be sent."""

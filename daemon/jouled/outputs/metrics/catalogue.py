@@ -401,7 +401,8 @@ OWN = (
         "own",
         ("sink", "kind", "result"),
         "records",
-        "Moments (points) and receipts that a sink has: accepted, or rejected for good by the other side.",
+        "Moments (points) and receipts that a sink has: accepted, or rejected for good by the other side; and repeated,"
+        " those sent once more behind an outage.",
     ),
     _counter(
         "sink_failures_total",

@@ -6,6 +6,9 @@ from urllib.parse import urlsplit
 from jouled.model.errors import ConfigurationError
 from jouled.outputs.secret_file import secret
 
+DATABASE_RESEND_SECONDS = 60.0
+"""VictoriaMetrics 1.79 killed at 200 writes a second forgets up to 30 s (measured, docs/sinks.md); twice that."""
+
 
 def checked_url(url: str) -> str:
     """The URL without a slash at its end.

@@ -16,7 +16,7 @@ from jouled.model.points import Kind, NumberedReceipt, Points
 from jouled.outputs.secret_file import secret
 from jouled.outputs.sinks import http
 from jouled.outputs.sinks.culprits import deliver
-from jouled.outputs.sinks.endpoint import authorization, checked_url
+from jouled.outputs.sinks.endpoint import DATABASE_RESEND_SECONDS, authorization, checked_url
 from jouled.outputs.sinks.http import Answer
 from jouled.outputs.sinks.line_protocol import moment_lines, receipt_line
 
@@ -46,6 +46,7 @@ class InfluxSettings(SinkSettings, kw_only=True, forbid_unknown_fields=True):
     user: Annotated[str, Meta(description="User; `v1` only.")] = ""
     password_file: Annotated[str, Meta(description="File with the user's password; `v1` only.")] = ""
     receipts: Annotated[bool, Meta(description="Send a point for each finished request too.")] = True
+    resend_seconds: float = DATABASE_RESEND_SECONDS
 
 
 class InfluxSink:

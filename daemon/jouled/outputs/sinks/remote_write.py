@@ -12,7 +12,7 @@ from jouled.model.errors import ConfigurationError, SinkError
 from jouled.model.points import Kind, Points
 from jouled.outputs.sinks import http
 from jouled.outputs.sinks.culprits import deliver
-from jouled.outputs.sinks.endpoint import authorization, checked_url
+from jouled.outputs.sinks.endpoint import DATABASE_RESEND_SECONDS, authorization, checked_url
 from jouled.outputs.sinks.http import Answer
 from jouled.outputs.sinks.write_request import write_request
 
@@ -47,6 +47,7 @@ class RemoteWriteSettings(SinkSettings, kw_only=True, forbid_unknown_fields=True
         dict[str, str], Meta(description="Further headers, for example `{X-Scope-OrgID = 'power'}`; no secrets.")
     ] = field(default_factory=dict)
     exemplars: Annotated[bool, Meta(description="Send trace ids of observations with the histograms.")] = True
+    resend_seconds: float = DATABASE_RESEND_SECONDS
 
 
 class RemoteWriteSink:

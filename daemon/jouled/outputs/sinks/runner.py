@@ -5,6 +5,7 @@ The sink says what became of a delivery; waiting, trying again and counting are 
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -13,11 +14,18 @@ from jouled.model.errors import JouledError, SinkError
 from jouled.model.points import Kind, NumberedReceipt, Points
 from jouled.outputs.backoff import Backoff
 from jouled.outputs.sinks.counts import SinkCounts
+from jouled.outputs.sinks.place import Place, Receiver
 from jouled.outputs.store import Behind, DeadLetter
 
 FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 1.0, 60.0
 LONGEST_RETRY_AFTER_SECONDS = 3600.0
 DAMAGED = "damaged"
+UNREACHABLE = "unreachable"
+"""The reason of a `SinkError` where nobody answered: the receiver may have died, and forgotten its last seconds."""
+
+_MAY_BE_DEATH = frozenset({"timeout", "server_error"})
+_LONG_TROUBLE = 3
+"""So many of these before anything is taken are no slow answer: a host that starts again, a proxy before a dead one."""
 _MESSAGE_LENGTH = 500
 
 _log = logging.getLogger(__name__)
@@ -39,9 +47,8 @@ class Sleep(Protocol):
 class Runner:
     """One stream of one sink.
 
-    position: the number up to which the sink has taken the stream; the next commit keeps it. trouble: why the last
-    delivery failed, empty while they succeed. dead_letters: records that were refused for good since somebody took
-    them over.
+    place: how far the sink has come; the next commit keeps it. trouble: why the last delivery failed, empty while they
+    succeed. dead_letters: records that were refused for good since somebody took them over.
     """
 
     def __init__(
@@ -53,14 +60,18 @@ class Runner:
         send: Send,
         most: int,
         timeout_seconds: float,
-        position: int,
+        place: Place,
+        receiver: Receiver,
         counts: SinkCounts,
         wall_ns: Callable[[], int],
+        now_ns: Callable[[], int] = time.monotonic_ns,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self.name = name
         self.kind = kind
-        self.position = position
+        self.place = place
+        self._receiver = receiver
+        self._deaths_seen = receiver.deaths
         self.trouble = ""
         self.dead_letters: list[DeadLetter] = []
         self._read = read
@@ -69,7 +80,9 @@ class Runner:
         self._timeout_seconds = timeout_seconds
         self._counts = counts
         self._wall_ns = wall_ns
+        self._now_ns = now_ns
         self._sleep = sleep
+        self._unanswered = 0
         self._news = asyncio.Event()
         self._backoff = Backoff(FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS)
 
@@ -94,28 +107,34 @@ class Runner:
 
     async def step(self) -> float | None:
         """One delivery. Returns seconds to wait before the next one; `None`: until there is something new."""
+        if self._deaths_seen != self._receiver.deaths:
+            self._deaths_seen = self._receiver.deaths
+            self.place.go_back()
         try:
-            records, damaged = await self._read(self.position, self._now)
+            records, damaged = await self._read(self.place.at, self._now)
             if not records:
-                return self._pass(damaged)
+                return self._pass(damaged, self.place.taken)
             async with asyncio.timeout(self._timeout_seconds):
                 delivery = await self._send(records)
         except Exception as error:  # noqa: BLE001 - whatever a sink raises, its records are kept
             return self._failed(error)
-        self._taken(records, delivery)
         if not delivery.taken:
             return self._backoff.next_seconds()
-        self._pass([number for number in damaged if number <= self.position])
+        taken_before = self.place.taken
+        self._taken(records, delivery)
+        self._pass([number for number in damaged if number <= self.place.at], taken_before)
         self._now = min(self._most, 2 * self._now)
         return 0.0
 
-    def _pass(self, damaged: Sequence[int]) -> float | None:
-        """Leave damaged records behind, each counted once."""
+    def _pass(self, damaged: Sequence[int], taken: int) -> float | None:
+        """Leave damaged records behind; those up to `taken` have been counted."""
         if not damaged:
             return None
-        self._counts.lost(self.kind, DAMAGED, len(damaged))
-        _log.error("sink %s: %d %s in the spool cannot be read and are lost", self.name, len(damaged), self.kind)
-        self.position = max(self.position, damaged[-1])
+        lost = sum(number > taken for number in damaged)
+        if lost:
+            self._counts.lost(self.kind, DAMAGED, lost)
+            _log.error("sink %s: %d %s in the spool cannot be read and are lost", self.name, lost, self.kind)
+        self.place.advance(damaged[-1], self._now_ns())
         return 0.0
 
     def _failed(self, error: Exception) -> float:
@@ -124,6 +143,9 @@ class Runner:
         if isinstance(error, TimeoutError):
             # A receiver that is too slow for as many may take half in time; else it would be sent them for ever.
             self._now = max(1, self._now // 2)
+        self._unanswered += reason in _MAY_BE_DEATH
+        if reason == UNREACHABLE or self._unanswered == _LONG_TROUBLE:
+            self._receiver.deaths += 1
         if not self.trouble:
             unknown = error if reason == "error" and not isinstance(error, JouledError) else None
             _log.warning("sink %s takes no %s, they are kept: %s", self.name, self.kind, message, exc_info=unknown)
@@ -133,13 +155,18 @@ class Runner:
         return wait_seconds if asked is None else max(wait_seconds, min(asked, LONGEST_RETRY_AFTER_SECONDS))
 
     def _taken(self, records: Sequence[Record], delivery: Delivery) -> None:
-        if not delivery.taken:
-            return
         wall_ns = self._wall_ns()
-        self.position = records[delivery.taken - 1].number
-        rejected = len(delivery.rejected)
-        self._counts.taken(self.kind, delivery.taken - rejected, rejected, wall_ns)
-        for refused in delivery.rejected:
+        # What comes again has been counted; that the other side refuses a repeat is no loss.
+        repeated = sum(record.number <= self.place.taken for record in records[: delivery.taken])
+        rejected = [refused for refused in delivery.rejected if refused.index >= repeated]
+        results = {
+            "accepted": delivery.taken - repeated - len(rejected),
+            "rejected": len(rejected),
+            "repeated": repeated,
+        }
+        self.place.advance(records[delivery.taken - 1].number, self._now_ns())
+        self._counts.taken(self.kind, results, wall_ns)
+        for refused in rejected:
             dead = DeadLetter(
                 sink=self.name,
                 kind=self.kind,
@@ -149,11 +176,11 @@ class Runner:
                 message=refused.message[:_MESSAGE_LENGTH],
             )
             self.dead_letters.append(dead)
-        if delivery.rejected:
-            self._complain(rejected, delivery.rejected[0].message)
+        if rejected:
+            self._complain(len(rejected), rejected[0].message)
         if self.trouble:
             _log.info("sink %s takes %s again", self.name, self.kind)
-        self.trouble = ""
+        self.trouble, self._unanswered = "", 0
         self._backoff.reset()
 
     def _complain(self, rejected: int, message: str) -> None:

@@ -22,6 +22,9 @@ CREATE TABLE IF NOT EXISTS points (number INTEGER PRIMARY KEY, wall_ns INTEGER N
 CREATE TABLE IF NOT EXISTS cursors (
     sink TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (sink, kind)
 );
+CREATE TABLE IF NOT EXISTS certain (
+    sink TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, taken INTEGER NOT NULL, PRIMARY KEY (sink, kind)
+);
 CREATE TABLE IF NOT EXISTS numbers (kind TEXT PRIMARY KEY, last INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS dead_letters (
     number INTEGER PRIMARY KEY, wall_ns INTEGER NOT NULL, sink TEXT NOT NULL, kind TEXT NOT NULL,
@@ -29,11 +32,15 @@ CREATE TABLE IF NOT EXISTS dead_letters (
 );
 """
 
+_CERTAIN = """
+SELECT sink, kind, certain.number FROM certain JOIN cursors USING (sink, kind) WHERE cursors.number = certain.taken
+"""
+
 Stream = tuple[str, Kind]
 """A sink's name and one of the streams it takes."""
 
 
-_Mark = tuple[int, dict[Stream, int], dict[tuple[str, Kind, str], int], list[tuple[Kind, int]]]
+_Mark = tuple[int, dict[Stream, int], dict[Stream, int], dict[tuple[str, Kind, str], int], list[tuple[Kind, int]]]
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -55,10 +62,15 @@ class DeadLetter(Struct, frozen=True, kw_only=True):
 
 
 class Outgoing(Struct, frozen=True, kw_only=True):
-    """What a commit brings to the spool: points with their Unix nanoseconds, new places of cursors, dead letters."""
+    """What a commit brings to the spool.
+
+    points: with their Unix nanoseconds. cursors: the number up to which sinks have taken a stream. certain: the number
+    up to which they need it no more, even if their receiver forgets what it has just taken; where missing, the cursor.
+    """
 
     points: Sequence[tuple[int, bytes]] = ()
     cursors: Mapping[Stream, int] = {}
+    certain: Mapping[Stream, int] = {}
     dead_letters: Sequence[DeadLetter] = ()
 
 
@@ -79,7 +91,8 @@ class Waiting(Struct, frozen=True, kw_only=True):
 class Spool:
     """The spool's tables in one database. `dropped` counts what limits took from sinks, until somebody takes it over.
 
-    points_bytes: of all points that wait; cursors: the number up to which each sink has taken each of its streams.
+    points_bytes: of all points that wait; cursors: the number up to which each sink has taken each of its streams;
+    certain: the number up to which it will not be sent again.
 
     Used by the writing thread only.
     """
@@ -90,6 +103,7 @@ class Spool:
         self._next: dict[Kind, int] = {"points": 1, "receipts": 1}
         self._numbers_kept: list[tuple[Kind, int]] = []
         self.cursors: dict[Stream, int] = {}
+        self.certain: dict[Stream, int] = {}
         self.dropped: dict[tuple[str, Kind, str], int] = {}
 
     def open(self, connection: sqlite3.Connection) -> None:
@@ -98,6 +112,9 @@ class Spool:
         (self.points_bytes,) = connection.execute("SELECT coalesce(sum(length(points)), 0) FROM points").fetchone()
         rows = connection.execute("SELECT sink, kind, number FROM cursors").fetchall()
         self.cursors = {(sink, kind): number for sink, kind, number in rows}
+        # An older jouled moves cursors without a word in `certain`, which then says nothing.
+        rows = connection.execute(_CERTAIN).fetchall()
+        self.certain = self.cursors | {(sink, kind): number for sink, kind, number in rows}
         given = dict(connection.execute("SELECT kind, last FROM numbers").fetchall())
         for kind in KINDS:
             # An older jouled gives receipts the next number without a word here.
@@ -108,7 +125,7 @@ class Spool:
         """Go on in a fresh file: numbers go on from memory, and what waited in the lost one is dropped."""
         cursors = self.cursors
         self.open(connection)
-        self.cursors = {}
+        self.cursors, self.certain = {}, {}
         for (sink, kind), number in cursors.items():
             self._drop(sink, kind, "store_lost", self._next[kind] - 1 - number)
         self.subscribe(connection, cursors)
@@ -117,21 +134,24 @@ class Spool:
         """These streams are wanted from now on, beside those that are already: a new one begins at the end."""
         fresh = {stream: self._next[stream[1]] - 1 for stream in sorted(set(streams) - self.cursors.keys())}
         self.cursors |= fresh
+        self.certain |= fresh
         self._write_cursors(connection, fresh)
 
     def keep_only(self, connection: sqlite3.Connection, streams: Iterable[Stream]) -> None:
         """No others are wanted any more: nothing waits for them."""
         gone = self.cursors.keys() - set(streams)
-        connection.executemany("DELETE FROM cursors WHERE sink = ? AND kind = ?", sorted(gone))
+        for table in ("cursors", "certain"):
+            connection.executemany(f"DELETE FROM {table} WHERE sink = ? AND kind = ?", sorted(gone))  # noqa: S608 - one of two words
         self.cursors = {stream: number for stream, number in self.cursors.items() if stream not in gone}
+        self.certain = {stream: number for stream, number in self.certain.items() if stream not in gone}
 
     def mark(self) -> _Mark:
         """The state in memory, for `back_to` where a transaction fails; numbers that were given stay given."""
-        return self.points_bytes, dict(self.cursors), dict(self.dropped), self._numbers_kept
+        return self.points_bytes, dict(self.cursors), dict(self.certain), dict(self.dropped), self._numbers_kept
 
     def back_to(self, mark: _Mark) -> None:
         """The transaction was rolled back."""
-        self.points_bytes, self.cursors, self.dropped, self._numbers_kept = mark
+        self.points_bytes, self.cursors, self.certain, self.dropped, self._numbers_kept = mark
 
     def next_number(self, kind: Kind) -> int:
         """The number of the next record of a stream; each is given once."""
@@ -146,6 +166,7 @@ class Spool:
         self.points_bytes += sum(len(points) for _, _, points in rows)
         moved = {stream: number for stream, number in outgoing.cursors.items() if stream in self.cursors}
         self.cursors.update(moved)
+        self.certain.update({stream: outgoing.certain.get(stream, number) for stream, number in moved.items()})
         self._write_cursors(connection, moved)
         connection.executemany(
             "INSERT INTO dead_letters (wall_ns, sink, kind, record, reason, message) VALUES (?, ?, ?, ?, ?, ?)",
@@ -160,10 +181,10 @@ class Spool:
 
     def retain(self, connection: sqlite3.Connection, wall_ns: int) -> None:
         """Remove points that every sink has, and the oldest beyond the limits; a large excess takes several commits."""
-        taken = min(
-            (number for (_, kind), number in self.cursors.items() if kind == "points"), default=self._next["points"]
+        certain = min(
+            (number for (_, kind), number in self.certain.items() if kind == "points"), default=self._next["points"]
         )
-        self._remove(connection, "number <= ?", taken, "")
+        self._remove(connection, "number <= ?", certain, "")
         self._remove(connection, "wall_ns < ?", wall_ns - self._limits.points_ns, "age")
         while self.points_bytes > self._limits.points_bytes and self._remove(
             connection, "number > ?", 0, "size", at_once=100
@@ -214,12 +235,10 @@ class Spool:
             key = (sink, kind, reason)
             self.dropped[key] = self.dropped.get(key, 0) + number
 
-    @staticmethod
-    def _write_cursors(connection: sqlite3.Connection, cursors: Mapping[Stream, int]) -> None:
-        connection.executemany(
-            "INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)",
-            [(sink, kind, number) for (sink, kind), number in cursors.items()],
-        )
+    def _write_cursors(self, connection: sqlite3.Connection, streams: Iterable[Stream]) -> None:
+        rows = [(sink, kind, self.cursors[sink, kind], self.certain[sink, kind]) for sink, kind in streams]
+        connection.executemany("INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)", [row[:3] for row in rows])
+        connection.executemany("INSERT OR REPLACE INTO certain (sink, kind, taken, number) VALUES (?, ?, ?, ?)", rows)
 
 
 def read(connection: sqlite3.Connection, kind: Kind, after: int, most: int) -> list[tuple[int, bytes]]:

@@ -127,12 +127,16 @@ class Store:
     def subscribe(self, streams: Sequence[Stream]) -> dict[Stream, int]:
         """The streams that sinks take from now on; returns how far each of them has come; blocks.
 
-        What waits for others is kept until `keep_only`.
+        What waits for others is kept until `keep_only`. `certain` then says behind which number each may begin again.
 
         Raises:
             StoreError: the file cannot be written.
         """
         return self._write_thread.submit(self._subscribe, streams).result()
+
+    def certain(self, stream: Stream) -> int:
+        """The number up to which a stream that was subscribed to need not be sent again."""
+        return self._spool.certain[stream]
 
     async def keep_only(self, streams: Sequence[Stream]) -> None:
         """No other stream is wanted any more. Raises `StoreError`."""
