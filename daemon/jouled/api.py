@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 
 from jouled.model.device import Device
 from jouled.model.engine import CounterSemantics, Latency, LatencyHistogram
+from jouled.model.errors import SourceError
 from jouled.model.points import Kind, NumberedReceipt, Points
 from jouled.model.readings import DeviceStatus, EnergyReading, PowerReading
 from jouled.model.requests import RequestEvent, RequestStart
@@ -60,7 +61,7 @@ class PowerSource(Protocol):
     interval_seconds: float
 
     def read(self) -> list[Reading]:
-        """Read every device once; blocks.
+        """Read every device once; blocks. `devices` may have become others by then.
 
         A device that cannot be read is left out. Raises `SourceError` when the source as a whole is gone.
         """
@@ -69,6 +70,17 @@ class PowerSource(Protocol):
     def close(self) -> None:
         """Let go of the hardware."""
         ...
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """A power source that asks several others (BMCs, PDUs, plugs), each of which may fail alone.
+
+    parts: by name (short and stable, such as the host's), what is wrong with the part since the last read; `None`: it
+    works. Each part is shown as a source of its own, `SOURCE/PART`; its devices are simply missing from the readings.
+    """
+
+    parts: Mapping[str, SourceError | None]
 
 
 class PowerCollector(Protocol):

@@ -95,6 +95,32 @@ def test_error_is_reported_closed_and_opened_again() -> None:
     assert len(collector.sources) == 2
 
 
+def test_parts_are_sources_of_their_own_told_at_each_change() -> None:
+    down = SourceError(SourceState.DOWN, "timeout", "pdu2 does not answer", mend="ping pdu2")
+    states = iter([{"pdu1": None, "pdu2": None}, {"pdu1": None, "pdu2": down}, {"pdu1": None, "pdu2": down}])
+    gone = SourceError(SourceState.DOWN, "network", "no network")
+
+    class Parted(FakeSource):
+        def read(self):
+            self.parts = next(states, None)
+            if self.parts is None:
+                raise gone
+            return super().read()
+
+        parts = None
+
+    batches, _ = run(Scripted(Parted, gone), waits=40)
+    told = [(r.source, r.state.value, r.mend) for batch in batches for r in batch.reports]
+    assert told[:6] == [
+        ("scripted/pdu1", "ok", ""),
+        ("scripted/pdu2", "ok", ""),
+        ("scripted", "ok", ""),
+        ("scripted/pdu2", "down", "ping pdu2"),
+        ("scripted", "down", ""),
+        ("scripted/pdu1", "down", ""),
+    ]
+
+
 def test_bug_in_a_collector_is_an_error_like_others(caplog: pytest.LogCaptureFixture) -> None:
     batches, _ = run(Scripted(ZeroDivisionError("by zero"), FakeSource), waits=5)
     reports = [report for batch in batches for report in batch.reports]

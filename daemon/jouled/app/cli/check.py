@@ -118,13 +118,14 @@ def _all_good(probes: Sequence[Probe], engines: Sequence[EngineLook], *, configu
     accepted = {SourceState.OK} if configured else {SourceState.OK, SourceState.ABSENT}
     return (
         any(probe.state is SourceState.OK for probe in probes)
-        and all(probe.state in accepted for probe in probes)
+        and all(probe.state in accepted and not probe.parts for probe in probes)
         and all(engine.works for engine in engines)
     )
 
 
-def _power_lines(probes: Sequence[Probe]) -> Iterator[str]:
-    yield "Power sources"
+def _power_lines(probes: Sequence[Probe], title: str = "Power sources") -> Iterator[str]:
+    if title:
+        yield title
     for probe in probes:
         read = f"{probe.read_seconds * MILLISECONDS:.2f} ms a read" if probe.read_seconds is not None else ""
         count = f"{len(probe.devices)} device{'' if len(probe.devices) == 1 else 's'}" if probe.devices else ""
@@ -138,6 +139,7 @@ def _power_lines(probes: Sequence[Probe]) -> Iterator[str]:
         for device in probe.devices:
             value = values.get(device.name, "no value yet")
             yield f"    {device.name:<20} {device.kind.value:<12} {device.quality.value:<10} {value}"
+        yield from _power_lines(probe.parts, "")
 
 
 def _engine_lines(engines: Sequence[EngineLook]) -> Iterator[str]:

@@ -151,8 +151,9 @@ class ChildSupervisor:
             return None
 
     def _judge(self, batch: Batch) -> None:
-        if batch.reports:
-            self._is_absent = batch.reports[-1].state is SourceState.ABSENT
+        for report in batch.reports:
+            if report.source == self.name:
+                self._is_absent = report.state is SourceState.ABSENT
         if batch.readings:
             self._broken.reset()
             self._missing.reset()

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 from msgspec import Struct
 
-from jouled.api import PowerCollector, PowerSettings, Reading
+from jouled.api import HasParts, PowerCollector, PowerSettings, Reading
 from jouled.app.runtime.clock import BootClock
 from jouled.model.device import Device
 from jouled.model.errors import SourceError, SourceState
@@ -27,7 +27,10 @@ _KILL_SECONDS = 1.0
 
 
 class Probe(Struct, frozen=True, kw_only=True):
-    """What one look at a power source found. `read_seconds`: the time of one read; readings are of that read."""
+    """What one look at a power source found.
+
+    read_seconds: the time of one read; readings are of that read. parts: those of its parts that do not work.
+    """
 
     source: str
     state: SourceState
@@ -38,6 +41,7 @@ class Probe(Struct, frozen=True, kw_only=True):
     read_seconds: float | None = None
     energies: tuple[EnergyReading, ...] = ()
     powers: tuple[PowerReading, ...] = ()
+    parts: tuple["Probe", ...] = ()
 
 
 class _Question(Struct, frozen=True):
@@ -70,7 +74,9 @@ def look(name: str, collector: PowerCollector, settings: PowerSettings) -> Probe
         return _failed(name, error)
     finally:
         source.close()
-    return _found(name, tuple(source.devices), read_seconds, readings)
+    parts = source.parts if isinstance(source, HasParts) else {}
+    broken = tuple(_failed(f"{name}/{part}", error) for part, error in parts.items() if error is not None)
+    return _found(name, tuple(source.devices), read_seconds, readings, broken)
 
 
 def main() -> int:
@@ -135,7 +141,9 @@ def _failed(name: str, error: SourceError) -> Probe:
     return Probe(source=name, state=error.state, reason=error.reason, message=error.message, mend=error.mend)
 
 
-def _found(name: str, devices: tuple[Device, ...], read_seconds: float, readings: list[Reading]) -> Probe:
+def _found(
+    name: str, devices: tuple[Device, ...], read_seconds: float, readings: list[Reading], parts: tuple[Probe, ...]
+) -> Probe:
     return Probe(
         source=name,
         state=SourceState.OK,
@@ -143,6 +151,7 @@ def _found(name: str, devices: tuple[Device, ...], read_seconds: float, readings
         read_seconds=read_seconds,
         energies=tuple(reading for reading in readings if isinstance(reading, EnergyReading)),
         powers=tuple(reading for reading in readings if isinstance(reading, PowerReading)),
+        parts=parts,
     )
 
 

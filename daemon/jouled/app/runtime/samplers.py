@@ -6,9 +6,9 @@ It blocks, so it runs in a thread or in a process of its own, and it shares noth
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from jouled.api import Clock, PowerCollector, PowerSettings, PowerSource, Reading
+from jouled.api import Clock, HasParts, PowerCollector, PowerSettings, PowerSource, Reading
 from jouled.app.runtime.batch import Batch
 from jouled.model.device import Device
 from jouled.model.errors import SourceError, SourceState
@@ -80,6 +80,8 @@ def _read_on_schedule(source: PowerSource, clock: Clock, outbox: "_Outbox") -> N
         begun_ns = clock.now_ns()
         readings = source.read()
         ended_ns = clock.now_ns()
+        if isinstance(source, HasParts):
+            outbox.tell_parts(source.parts)
         outbox.add(source.devices, readings, seconds(ended_ns - begun_ns), seconds(begun_ns - due_ns))
         due_ns = (due_ns // interval_ns + 1) * interval_ns
         if due_ns < ended_ns:
@@ -100,6 +102,19 @@ def _close(name: str, source: PowerSource) -> None:
         _log.warning("source %s could not be closed", name, exc_info=True)
 
 
+def _report(source: str, error: SourceError | None, now_ns: int) -> SourceReport:
+    if error is None:
+        return SourceReport(source=source, state=SourceState.OK, t_ns=now_ns)
+    return SourceReport(
+        source=source,
+        state=error.state,
+        reason=error.reason,
+        message=error.message,
+        mend=error.mend,
+        t_ns=now_ns,
+    )
+
+
 class _Outbox:
     """Collects what a source says and emits it.
 
@@ -113,6 +128,7 @@ class _Outbox:
         self._emit = emit
         self._source = source
         self._known: Sequence[Device] = ()
+        self._parts: dict[str, SourceReport] = {}
         self._emitted_ns = clock.now_ns()
         self._batch = self._empty()
 
@@ -135,19 +151,22 @@ class _Outbox:
         """Ticks were skipped, the first of them this long ago."""
         self._batch.lateness_seconds.append(lateness_seconds)
 
-    def fail(self, error: SourceError) -> None:
-        """Report an error at once."""
+    def tell_parts(self, parts: Mapping[str, SourceError | None]) -> None:
+        """Report each part whose state is another than at the last read."""
         now_ns = self._clock.now_ns()
-        self._batch.reports.append(
-            SourceReport(
-                source=self._source,
-                state=error.state,
-                reason=error.reason,
-                message=error.message,
-                mend=error.mend,
-                t_ns=now_ns,
-            )
-        )
+        for part, error in parts.items():
+            told = self._parts.get(part)
+            state, reason = (error.state, error.reason) if error else (SourceState.OK, "")
+            if told is None or (told.state, told.reason) != (state, reason):
+                self._parts[part] = _report(f"{self._source}/{part}", error, now_ns)
+                self._batch.reports.append(self._parts[part])
+
+    def fail(self, error: SourceError) -> None:
+        """Report an error at once, of the parts too: nobody asks them now."""
+        now_ns = self._clock.now_ns()
+        self._batch.reports.append(_report(self._source, error, now_ns))
+        self._batch.reports += [_report(f"{self._source}/{part}", error, now_ns) for part in self._parts]
+        self._parts.clear()
         self._flush(now_ns, self._known)
 
     def finish(self) -> None:
