@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from tests.support.tools import REPOSITORY, run
 
+collect_ignore = ["examples"]
+"""Packages of their own: tests/testing/test_harness.py installs them and runs their tests."""
+
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:

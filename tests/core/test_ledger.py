@@ -6,7 +6,7 @@ from tests.core.scenario import SECOND, START, gpu
 from jouled.core.ledger.counters import CounterTrack, GaugeTrack, Step
 from jouled.core.ledger.curve import EnergyCurve
 from jouled.core.ledger.meter import Meter
-from jouled.core.ledger.tree import leaves, meters, node_level
+from jouled.core.ledger.tree import leaves, meters
 from jouled.model.device import Device, DeviceKind, Quality
 from jouled.model.readings import EnergyReading, PowerReading
 
@@ -120,21 +120,12 @@ def test_a_module_replaces_its_parts_unless_its_gpu_has_a_meter():
     assert [d.name for d in meters([module, cpu, board])] == ["m0"]
 
 
-def test_the_highest_measured_level_speaks_for_the_node():
-    node, outlet = device("node", DeviceKind.NODE), device("a", DeviceKind.OUTLET)
-    guessed = device("feed", DeviceKind.FEED, quality=Quality.ESTIMATED)
-    assert [d.name for d in node_level([node, gpu(0)])] == ["node"]
-    assert [d.name for d in node_level([node, outlet, guessed])] == ["a"]
-    assert node_level([gpu(0)]) == []
-
-
-def test_a_gauge_beside_a_counter_is_refused_and_stands_in_once_the_counter_is_silent():
+def test_a_gauge_beside_a_counter_adds_nothing_and_stands_in_once_the_counter_is_silent():
     meter = Meter(gpu(0))
     for t in range(5):
         assert not meter.energy(EnergyReading("gpu0", START + t * SECOND, t * 100_000_000))
-        assert meter.power(PowerReading("gpu0", START + t * SECOND, 300.0)) == "beside_counter"
+        assert not meter.power(PowerReading("gpu0", START + t * SECOND, 300.0))
     assert meter.measured_uj == 400_000_000
-    assert meter.rejected["beside_counter"] == 5
     for t in range(30, 35):
         assert not meter.power(PowerReading("gpu0", START + t * SECOND, 300.0))
     assert meter.measured_uj == 400_000_000 + 4 * 300_000_000

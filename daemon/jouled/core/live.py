@@ -1,15 +1,17 @@
 """Live counters: what meters and engine pages say, as soon as they say it."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from jouled.core.accounting.counters import CounterTable
 from jouled.core.attribution.census import Monotone
 from jouled.core.books import RawCounter
 from jouled.core.ledger.counters import plausible_watts
+from jouled.core.ledger.levels import Level, NodeBook, levels, speaking
 from jouled.core.ledger.meter import Meter
 from jouled.core.ledger.residual import ResidualBook
-from jouled.core.ledger.tree import is_measured, leaves, meters, node_level, parts_of
+from jouled.core.ledger.tree import is_measured, leaves, meters, parts_of
 from jouled.model.device import Device, Quality
 from jouled.model.engine import CounterSemantics, EngineSample
 from jouled.model.parameters import Price
@@ -19,27 +21,28 @@ from jouled.model.readings import DeviceStatus
 class LiveMeters:
     """Energy counters of devices, meters and boundaries, as increases since the last look at each meter.
 
-    `residual`: the books of what the node's meter tells beyond its parts.
+    node: which meters speak for the node. residual: the books of what they tell beyond its parts. losses: the same
+    between two levels of meters, by the upper and the lower kind.
     """
 
-    def __init__(self, counters: CounterTable, price: Price) -> None:
+    def __init__(self, counters: CounterTable, price: Price, preferred_sources: Sequence[str] = ()) -> None:
         self._counters = counters
         self._price = price
+        self.preferred_sources = preferred_sources
         self._seen_uj: dict[str, int] = {}
         self._throttle: dict[tuple[str, str], float] = {}
         self._gaps: dict[tuple[str, str], int] = {}
+        self.node = NodeBook()
         self.residual = ResidualBook()
-        self._residual_seen = (0, 0)
+        self.losses: dict[tuple[str, str], ResidualBook] = {}
+        self._booked: dict[tuple[str, str], tuple[int, int]] = {}
 
-    def advance(self, by_name: Mapping[str, Meter]) -> None:
+    def advance(self, by_name: Mapping[str, Meter], now_ns: int) -> None:
         """Book what every meter told since the last call."""
         devices = [meter.device for meter in by_name.values()]
         counted = {device.name for device in leaves(devices)}
         above = {device.name for device in meters(devices)}
-        measured = [meter.device for meter in by_name.values() if meter.curve and is_measured(meter)]
-        node = {device.name for device in node_level(measured)}
         of_source = Counter(device.source for device in devices)
-        node_uj = 0
         for name, meter in by_name.items():
             self._book_coverage(meter, of_source[meter.device.source])
             if not meter.curve or meter.estimated:
@@ -49,10 +52,48 @@ class LiveMeters:
                 self._counters.add("device_energy_joules_total", (name, meter.device.kind.value), grown_uj)
             elif name in above:
                 self._counters.add("meter_energy_joules_total", (name, meter.device.kind.value), grown_uj)
-            node_uj += grown_uj if name in node else 0
-        if node:
-            self._book_node(node_uj)
-        self._book_residual([by_name[name] for name in sorted(node)], parts_of(by_name))
+
+        def is_heard(name: str) -> bool:
+            meter = by_name[name]
+            return bool(meter.curve) and is_measured(meter) and not meter.silent(now_ns)
+
+        found = levels(devices, self.preferred_sources)
+        self._book_node(self.node.advance(speaking(found, is_heard), by_name))
+        if self.node.level is not None:
+            self._book_beyond(self.residual, self.node.level, parts_of(by_name), by_name)
+        self._book_losses([level for level in found if all(map(is_heard, level.members))], by_name)
+
+    def _book_node(self, grown_uj: int) -> None:
+        if self.node.level is None:
+            return
+        self._counters.add("boundary_energy_joules_total", ("node",), grown_uj)
+        if self._price.pue is not None:
+            self._counters.add("boundary_energy_joules_total", ("facility",), round(grown_uj * self._price.pue))
+
+    def _book_beyond(self, book: ResidualBook, level: Level, parts: list[Meter], by_name: Mapping[str, Meter]) -> None:
+        book.advance([by_name[name] for name in level.members], parts)
+        self._count(book, "residual_energy_joules_total", "residual_deficit_joules_total", ())
+
+    def _book_losses(self, complete: Sequence[Level], by_name: Mapping[str, Meter]) -> None:
+        """What is lost on the way from one level to the next: mostly the conversion in power supplies."""
+        for upper, lower in pairwise(complete):
+            between = (upper.kind.value, lower.kind.value)
+            book = self.losses.setdefault(between, ResidualBook())
+            book.advance([by_name[name] for name in upper.members], [by_name[name] for name in lower.members])
+            self._count(book, "conversion_loss_joules_total", "conversion_deficit_joules_total", between)
+
+    def _count(self, book: ResidualBook, above: str, below: str, labels: tuple[str, ...]) -> None:
+        key = (above, "/".join(labels))
+        residual_uj, deficit_uj = self._booked.get(key, (0, 0))
+        self._counters.add(above, labels, book.residual_uj - residual_uj)
+        self._counters.add(below, labels, book.deficit_uj - deficit_uj)
+        self._booked[key] = (book.residual_uj, book.deficit_uj)
+
+    @property
+    def needed_from_ns(self) -> int | None:
+        """The curves must keep their knots from here on."""
+        edges = [self.node.edge_ns, *(book.needed_from_ns for book in (self.residual, *self.losses.values()))]
+        return min((edge for edge in edges if edge is not None), default=None)
 
     def forget(self, name: str) -> None:
         """A device is gone; if it comes back, it begins anew."""
@@ -63,20 +104,6 @@ class LiveMeters:
     def _grown(self, name: str, total_uj: int) -> int:
         grown, self._seen_uj[name] = total_uj - self._seen_uj.get(name, 0), total_uj
         return grown
-
-    def _book_node(self, grown_uj: int) -> None:
-        self._counters.add("boundary_energy_joules_total", ("node",), grown_uj)
-        if self._price.pue is not None:
-            self._counters.add("boundary_energy_joules_total", ("facility",), round(grown_uj * self._price.pue))
-
-    def _book_residual(self, node: list[Meter], parts: list[Meter]) -> None:
-        if not node:
-            return
-        self.residual.advance(node, parts)
-        residual, deficit = self.residual.residual_uj, self.residual.deficit_uj
-        self._counters.add("residual_energy_joules_total", (), residual - self._residual_seen[0])
-        self._counters.add("residual_deficit_joules_total", (), deficit - self._residual_seen[1])
-        self._residual_seen = (residual, deficit)
 
     def _book_coverage(self, meter: Meter, devices: int) -> None:
         """A source's seconds are the mean of its devices'."""

@@ -27,6 +27,7 @@ from jouled.core.ledger.meter import Meter
 from jouled.core.ledger.tree import host_of, leaves, meters
 from jouled.core.live import LiveMeters, LiveTokens, downtime_uj
 from jouled.core.topology import Group, default_devices, groups
+from jouled.core.trust import trust_gauges
 from jouled.model.device import Device, DeviceKind, Quality
 from jouled.model.engine import Engine, EngineSample
 from jouled.model.parameters import Parameters
@@ -65,6 +66,7 @@ class Pipeline:
     def __init__(self, parameters: Parameters, restored: Books | None = None) -> None:
         self._parameters = parameters
         self._account = Account(parameters)
+        self._device_changes = {change.name: change for change in parameters.device_changes}
         self._meters: dict[str, Meter] = {}
         self._partitions: dict[str, Device] = {}
         self._status: dict[str, DeviceStatus] = {}
@@ -75,7 +77,7 @@ class Pipeline:
         self._attainments: dict[str, Attainment] = {}
         self._groups: dict[Group, DeviceGroup] = {}
         self._accounts: dict[tuple[tuple[str, ...], tuple[str, ...]], GroupAccount] = {}
-        self._live = LiveMeters(self._account.counters, parameters.price)
+        self._live = LiveMeters(self._account.counters, parameters.price, parameters.node_meters)
         self.host = HostBook(parameters.idle_policy)
         self._admission = Admission()
         self._waiting = Waiting()
@@ -150,6 +152,12 @@ class Pipeline:
                 self.feed(reading)
 
     def _device(self, device: Device) -> str:
+        change = self._device_changes.get(device.name)
+        if change is not None:
+            if change.ignore:
+                return "ignored"
+            told = {key: getattr(change, key) for key in ("parent", "max_watts")}
+            device = replace(device, **{key: value for key, value in told.items() if value is not None})
         if device.kind is DeviceKind.PARTITION:
             self._changed = self._changed or self._partitions.get(device.name) != device
             self._partitions[device.name] = device
@@ -417,7 +425,7 @@ class Pipeline:
         self._now_ns = max(now_ns, self._now_ns)
         self._drop_what_is_gone()
         self._regroup()
-        self._live.advance(self._meters)
+        self._live.advance(self._meters, self._now_ns)
         self.host.take_late()
         receipts, self._owed = self._owed, []
         for group, books in list(self._groups.items()):
@@ -439,7 +447,7 @@ class Pipeline:
             books.edge_ns for group, books in self._groups.items() if group.engines and books.edge_ns is not None
         ]
         edges.update(dict.fromkeys(self.host.closed_uj(), min(slowest, default=self._now_ns)))
-        residual_ns = self._live.residual.needed_from_ns
+        residual_ns = self._live.needed_from_ns
         for name, meter in self._meters.items():
             edge_ns = edges.get(name, self._now_ns)
             if edge_ns is not None:
@@ -633,6 +641,8 @@ class Pipeline:
     def _gauges(self, now_ns: int, group_books: Iterable[GroupBook]) -> Gauges:
         gauges: Gauges = {}
         self._put_power(gauges, now_ns)
+        for name, labels, value in trust_gauges(self._meters, self._live, now_ns):
+            _put(gauges, name, labels, value)
         open_uj: dict[str, int] = {}
         for account in group_books:
             quality = owners_quality(account.quality)

@@ -42,7 +42,8 @@ class Device(Struct, frozen=True, kw_only=True, omit_defaults=True):
     busy adds before any work is counted; `max_watts`: the enforced limit, against which readings are judged.
     `wrap_microjoules`: the counter's range, if a decrease may be a wrap. `parent`: name of the device that contains
     this one. Members of one virtual feed (a node's A and B outlets) name that feed as parent. `fraction`: of a
-    partition, which has no meter, its share of the parent (MIG: its slices over all slices).
+    partition, which has no meter, its share of the parent (MIG: its slices over all slices). `indirect`: told by
+    another daemon or by the BMC; it does not count where a source reads the same device (kind and uuid) itself.
     """
 
     name: str
@@ -61,3 +62,4 @@ class Device(Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_watts: float | None = None
     wrap_microjoules: int | None = None
     fraction: float | None = None
+    indirect: bool = False

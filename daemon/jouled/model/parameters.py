@@ -61,10 +61,21 @@ class Limits(Struct, frozen=True):
     label_length: int = 128
 
 
+class DeviceChange(Struct, frozen=True, kw_only=True):
+    """What the operator knows better of a device than its source. `None`: as the source says."""
+
+    name: str
+    parent: str | None = None
+    max_watts: float | None = None
+    ignore: bool = False
+
+
 class Parameters(Struct, frozen=True, kw_only=True):
-    """All parameters of the core."""
+    """All parameters of the core. node_meters: sources, the one to believe first where two measure the node alike."""
 
     node: str = ""
+    node_meters: tuple[str, ...] = ()
+    device_changes: tuple[DeviceChange, ...] = ()
     slos: tuple[Slo, ...] = ()
     tiers: tuple[Tier, ...] = (Tier("bulk"), Tier("goldilocks", 20.0), Tier("low_latency", 60.0))
     price: Price = Price()

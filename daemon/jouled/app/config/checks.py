@@ -5,13 +5,16 @@ from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 
 from jouled.app.config.faults import Fault
-from jouled.app.config.types import Config, EngineConfig, Partition, Spool
+from jouled.app.config.types import Config, DeviceConfig, EngineConfig, Partition, Spool
 from jouled.app.config.urls import http_url, listen_address, port_of
 from jouled.model.engine import ENGINE_SIZES
 from jouled.model.parameters import Limits, Price, Slo, Tier
 from jouled.outputs.metrics.catalogue import families_off
 
 ROLES = ("unified", "prefill", "decode")
+
+MOST_WATTS = 1e7
+"""Ten megawatts: no feed of a node."""
 
 
 def check(config: Config) -> None:
@@ -20,6 +23,7 @@ def check(config: Config) -> None:
     for index, engine in enumerate(config.engines):
         _check_engine(engine, f"$.engines[{index}]")
     _refuse_twins((engine.name for engine in config.engines), "engines", "Give each engine a name of its own")
+    _check_devices(config.device)
     _check_partitions(config.partition)
     for index, slo in enumerate(config.slo):
         _check_slo(slo, f"$.slo[{index}]")
@@ -88,6 +92,19 @@ def _check_engine(engine: EngineConfig, key: str) -> None:
         raise Fault(f"{key}.pid", f"{engine.pid} is no process id")
     if len(set(engine.devices)) < len(engine.devices):
         raise Fault(f"{key}.devices", "one device stands there twice", "Name each device once")
+
+
+def _check_devices(devices: Sequence[DeviceConfig]) -> None:
+    _refuse_twins((device.name for device in devices), "device", "Give each device one table")
+    for index, device in enumerate(devices):
+        if not device.name:
+            raise Fault(f"$.device[{index}].name", "a device needs a name", "`jouled check` lists the devices")
+        if device.parent == device.name:
+            raise Fault(
+                f"$.device[{index}].parent", "nothing contains itself", "Name what contains it, or leave it out"
+            )
+        if device.max_watts is not None and not 0 < device.max_watts < MOST_WATTS:
+            raise Fault(f"$.device[{index}].max_watts", f"{device.max_watts:g} W is no limit", "It must be above 0")
 
 
 def _check_partitions(partitions: Sequence[Partition]) -> None:

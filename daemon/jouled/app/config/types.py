@@ -5,11 +5,11 @@ docs/configuration.md is generated from here.
 
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from jouled.model.device import Device, DeviceKind
 from jouled.model.engine import Engine
-from jouled.model.parameters import IdlePolicy, Limits, Parameters, Price, Slo, Tier
+from jouled.model.parameters import DeviceChange, IdlePolicy, Limits, Parameters, Price, Slo, Tier
 
 
 class State(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,9 +43,36 @@ class Serve(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Node(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What push sinks and recordings call this host."""
+    """What push sinks and recordings call this host, and which meter speaks for it."""
 
     name: Annotated[str, Meta(description="Empty: the host name.")] = ""
+    meters: Annotated[
+        list[str],
+        Meta(
+            description="Sources that measure the whole node, the one to believe first. Of meters of one kind only "
+            "those of one source (or of one feed) count; outlets go before power supplies, these before the BMC."
+        ),
+    ] = field(default_factory=lambda: ["redfish", "ipmi", "cray", "hwmon", "rapl"])
+
+
+class DeviceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is known better of a device than its source tells; `jouled check` lists the devices."""
+
+    name: Annotated[str, Meta(description="The device's name.")]
+    parent: Annotated[
+        str | None,
+        Meta(description="What contains it: for outlets the feed of this node, for a GPU or package its module."),
+    ] = None
+    max_watts: Annotated[
+        float | None, Meta(description="Its limit: readings above three times of it are rejected as implausible.")
+    ] = None
+    ignore: Annotated[bool, Meta(description="Leave it out everywhere, for example a second meter of the same.")] = (
+        False
+    )
+
+    def change(self) -> DeviceChange:
+        """As the core knows it."""
+        return DeviceChange(name=self.name, parent=self.parent, max_watts=self.max_watts, ignore=self.ignore)
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -227,6 +254,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     serve: Serve = Serve()
     node: Node = Node()
     engines: list[EngineConfig] = []
+    device: list[DeviceConfig] = []
     partition: list[Partition] = []
     slo: list[Slo] = []
     tier: list[Tier] = []
@@ -245,6 +273,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """What of it the core needs to know."""
         return Parameters(
             node=self.node.name,
+            node_meters=tuple(self.node.meters),
+            device_changes=tuple(device.change() for device in self.device),
             slos=tuple(self.slo),
             tiers=tuple(self.tier) or Parameters().tiers,
             price=self.cost,

@@ -3,7 +3,9 @@
 from collections import Counter, deque
 
 from jouled.core.ledger.counters import SILENCE_NS, CounterTrack, GaugeTrack, Step
+from jouled.core.ledger.cross_check import Check, CrossCheck
 from jouled.core.ledger.curve import EnergyCurve
+from jouled.core.ledger.validity import Knowledge, Validity
 from jouled.model.device import Device, Quality
 from jouled.model.readings import EnergyReading, PowerReading
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
@@ -37,6 +39,8 @@ class Meter:
         self.rejected: Counter[str] = Counter()
         self.covered_ns = 0
         self.gap_ns: Counter[str] = Counter()
+        self.knowledge = Knowledge()
+        self._beside: CrossCheck | None = None
         self._track: CounterTrack | GaugeTrack | None = None
         self._aside: tuple[CounterTrack, int] | None = None
         self.downtime_uj = 0
@@ -51,15 +55,16 @@ class Meter:
     def describe(self, device: Device) -> None:
         """The device is described better: another limit, another range."""
         self.device = device
-        if self._track is not None:
-            self._track.describe(device)
+        for track in (self._track, self._beside):
+            if track is not None:
+                track.describe(device)
 
     def leave(self) -> None:
         """The daemon was away: the next reading tells where the meter stands, not what a cell has used."""
         self.left_ns = self.left_ns if self.last_seen_ns is None else self.last_seen_ns
         self.last_seen_ns = None
         self.is_new = True
-        self._track = self._aside = None
+        self._track = self._aside = self._beside = None
         self._frozen = False
         self._power_mark = self._watts = None
 
@@ -86,17 +91,24 @@ class Meter:
     def power(self, reading: PowerReading) -> str:
         """Take a gauge reading; returns why it was rejected, or an empty string.
 
-        Beside a counter that is alive a gauge says nothing more: the counter is the meter.
+        Beside a counter that is alive the counter is the meter: the gauge is only held against it.
         """
         if isinstance(self._track, CounterTrack) and not self._is_gone(reading.t_ns):
-            self.rejected["beside_counter"] += 1
-            return "beside_counter"
+            return self._compare(reading)
         if not isinstance(self._track, GaugeTrack):
             counter, gauge = self._track, GaugeTrack(self.device)
             self._follow(gauge)
             self._aside = None if counter is None else (counter, self.measured_uj)
             return self._take(reading.t_ns, *gauge.step(reading.t_ns, reading.watts))
         return self._take(reading.t_ns, *self._track.step(reading.t_ns, reading.watts))
+
+    def _compare(self, reading: PowerReading) -> str:
+        if self._beside is None:
+            self._beside = CrossCheck(self.device)
+        reason = self._beside.power(reading.t_ns, reading.watts, self.curve)
+        if reason:
+            self.rejected[reason] += 1
+        return reason
 
     def _is_gone(self, t_ns: int) -> bool:
         """Whether the counter has ended: silent for longer than at its pace, as far as that is known."""
@@ -107,7 +119,7 @@ class Meter:
     def _follow(self, track: CounterTrack | GaugeTrack) -> None:
         """From now on another kind of reading counts; how often the former one came says nothing of it."""
         self._track = track
-        self._aside = None
+        self._aside = self._beside = None
         self._intervals_ns.clear()
 
     def _take(self, t_ns: int, step: Step, delta_uj: int) -> str:
@@ -144,20 +156,36 @@ class Meter:
         """Account for the time since the last reading; after silence, what the counter grew by is late."""
         if span_ns > self._silence_ns() and not self._frozen:
             self.freeze(t_ns - 1)
+        is_known = False
         if step in (Step.RESET, Step.GAP):
             self.gap_ns[step.value] += span_ns
         elif self._frozen:
             self.gap_ns["silent"] += span_ns
         else:
+            is_known = True
             self.covered_ns += span_ns
+        self.knowledge.add(t_ns - span_ns, t_ns, is_known=is_known)
         self._intervals_ns.append(span_ns)
 
     @property
     def gauge_seconds(self) -> float:
         """Usual time between a power gauge's readings, of whose course between them nobody knows; 0 of counters."""
-        if not isinstance(self._track, GaugeTrack) or not self._intervals_ns:
+        return self._usual_seconds if isinstance(self._track, GaugeTrack) else 0.0
+
+    @property
+    def _usual_seconds(self) -> float:
+        if not self._intervals_ns:
             return 0.0
         return sorted(self._intervals_ns)[len(self._intervals_ns) // 2] / NANOSECONDS_PER_SECOND
+
+    @property
+    def check(self) -> Check | None:
+        """The last comparison of the counter with a gauge beside it, if there is one."""
+        return self._beside.last if self._beside else None
+
+    def validity(self, now_ns: int) -> Validity | None:
+        """How far its last minutes can be trusted; `None` before the second reading."""
+        return self.knowledge.judge(now_ns, self._usual_seconds, self.check, is_silent=self.silent(now_ns))
 
     def _silence_ns(self) -> int:
         """A longer silence is a gap: 15 s, or three usual intervals of a source read less often, 15 min at most."""
@@ -201,6 +229,11 @@ class Meter:
         if self.curve and self.curve.last_ns < edge_ns:
             self.curve.append(edge_ns, self.curve.last_uj)
             self._frozen = True
+
+    def is_known(self, begin_ns: int, end_ns: int) -> bool:
+        """Whether the energy of all of this time is known."""
+        is_missing = self._frozen and self.last_seen_ns is not None and self.last_seen_ns < end_ns
+        return not is_missing and not self.knowledge.has_hole(begin_ns, end_ns)
 
     def settle(self) -> None:
         """At the end of a recording: the counter stood still up to the last reading."""

@@ -31,12 +31,13 @@ LATEST_HOLDS_NS = nanoseconds(600.0)
 
 
 class Window(NamedTuple):
-    """A settled window: its energies in microjoules, `residual` ≥ 0."""
+    """A settled window: its energies in microjoules, `residual` ≥ 0; `whole`: what the node's meter told."""
 
     begin_ns: int
     end_ns: int
     residual_uj: int
     parts_uj: int
+    whole_uj: int
 
 
 class ResidualBook:
@@ -62,7 +63,8 @@ class ResidualBook:
         members = (tuple(m.device.name for m in node), tuple(m.device.name for m in parts))
         known_from_ns = max(meter.curve.first_ns for meter in everyone)
         if members != self._members or self._edge_ns is None:
-            self._members, self._edge_ns = members, known_from_ns
+            # Others may have booked windows of a time that these meters know as well.
+            self._members, self._edge_ns = members, max(known_from_ns, self._edge_ns or known_from_ns)
         parts_until_ns = min(meter.curve.last_ns for meter in parts)
         node_until_ns = min(meter.curve.last_ns for meter in node)
         while self._edge_ns + WINDOW_NS <= min(parts_until_ns, node_until_ns):
@@ -82,12 +84,23 @@ class ResidualBook:
         return self.lag_seconds * NANOSECONDS_PER_SECOND
 
     def _settle(self, node: Sequence[Meter], parts: Sequence[Meter], begin_ns: int) -> None:
+        """Book a window; one in which a meter was silent tells nothing."""
         end_ns = begin_ns + WINDOW_NS
+        later_ns = self._lag_ns
+        if not all(m.is_known(begin_ns, end_ns) for m in parts) or not all(
+            m.is_known(begin_ns + later_ns, end_ns + later_ns) for m in node
+        ):
+            return
         parts_uj = _energy_uj(parts, begin_ns, end_ns)
-        change_uj = _energy_uj(node, begin_ns + self._lag_ns, end_ns + self._lag_ns) - parts_uj
+        change_uj = _energy_uj(node, begin_ns + later_ns, end_ns + later_ns) - parts_uj
         self.residual_uj += max(change_uj, 0)
         self.deficit_uj += max(-change_uj, 0)
-        self._windows.append(Window(begin_ns, end_ns, max(change_uj, 0), parts_uj))
+        self._windows.append(Window(begin_ns, end_ns, max(change_uj, 0), parts_uj, parts_uj + change_uj))
+
+    @property
+    def windows(self) -> Sequence[Window]:
+        """The latest settled windows, an hour of them."""
+        return self._windows
 
     @property
     def is_known(self) -> bool:

@@ -1,9 +1,9 @@
-"""What contains what, which level speaks for the node, and which parts are compared with it."""
+"""What contains what, and which parts are compared with the node's meter."""
 
 from collections.abc import Collection, Iterable, Mapping
 
 from jouled.core.ledger.meter import Meter
-from jouled.model.device import LEAF_KINDS, METER_KINDS_HIGHEST_FIRST, Device, DeviceKind, Quality
+from jouled.model.device import LEAF_KINDS, Device, DeviceKind, Quality
 
 HOST_KINDS = frozenset({DeviceKind.CPU_PACKAGE, DeviceKind.DRAM})
 
@@ -12,11 +12,22 @@ def leaves(devices: Iterable[Device]) -> list[Device]:
     """Devices that are counted one by one: GPUs, packages, DRAM, and a module that replaces its parts.
 
     A module with no GPU meter of its own inside (superchips that report only the whole) stands for all it contains.
+    A device that two sources show is counted once.
     """
-    known = list(devices)
+    known = _each_once(devices)
     with_gpu = {device.parent for device in known if device.kind is DeviceKind.GPU}
     replacing = {d.name for d in known if d.kind is DeviceKind.MODULE and d.name not in with_gpu}
     return [d for d in known if d.name in replacing or (d.kind in LEAF_KINDS and d.parent not in replacing)]
+
+
+def _each_once(devices: Iterable[Device]) -> list[Device]:
+    """Of a device that several sources show by the same uuid, the one that is read directly."""
+    known = list(devices)
+    chosen: dict[tuple[DeviceKind, str], str] = {}
+    for device in sorted(known, key=lambda each: each.indirect):
+        chosen.setdefault((device.kind, device.uuid or device.name), device.name)
+    names = set(chosen.values())
+    return [device for device in known if device.name in names]
 
 
 def meters(devices: Iterable[Device]) -> list[Device]:
@@ -24,16 +35,6 @@ def meters(devices: Iterable[Device]) -> list[Device]:
     known = list(devices)
     counted = {device.name for device in leaves(known)}
     return [device for device in known if device.name not in counted and device.kind not in LEAF_KINDS]
-
-
-def node_level(devices: Iterable[Device]) -> list[Device]:
-    """The devices that together measure the whole node: all of the single highest measured level; may be empty."""
-    measured = [device for device in devices if device.quality is not Quality.ESTIMATED]
-    for kind in METER_KINDS_HIGHEST_FIRST:
-        level = [device for device in measured if device.kind is kind]
-        if level:
-            return level
-    return []
 
 
 def parts_of(meters_by_name: Mapping[str, Meter]) -> list[Meter]:

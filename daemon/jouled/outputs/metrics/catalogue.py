@@ -94,6 +94,55 @@ DEVICES = (
     ),
 )
 
+TRUST = (
+    _gauge(
+        "device_valid",
+        "live",
+        ("device", "reason"),
+        "",
+        "Whether the last five minutes of a device or meter can be trusted (1), else (0) why not: silent, gap (above"
+        " 3 s and three of its intervals), coverage (energy of less than 95 % of the time is known), counter_disagrees"
+        " (by more than 5 % with the power beside it).",
+    ),
+    _gauge("device_known_ratio", "live", ("device",), "ratio", "Share of the last five minutes whose energy is known."),
+    _gauge("device_largest_gap_seconds", "live", ("device",), "seconds", "Longest time between two readings in them."),
+    _gauge(
+        "device_counter_check_ratio",
+        "live",
+        ("device",),
+        "ratio",
+        "Energy by the device's counter over its integrated power, in the last whole minute.",
+    ),
+    _gauge(
+        "node_meters_expected", "live", ("level",), "meters", "Meters that together measure the whole node, by level."
+    ),
+    _gauge("node_meters_heard", "live", ("level",), "meters", "Those of them that are heard now."),
+    _gauge(
+        "node_level_speaks",
+        "live",
+        ("level",),
+        "",
+        "Whether the boundary node is booked by this level now: the highest one of which every meter is heard.",
+    ),
+    _gauge(
+        "calibration_offset_watts",
+        "live",
+        (),
+        "watts",
+        "Power of the node with its parts at none: the node's meter fitted to the sum of its parts over the last hour.",
+    ),
+    _gauge(
+        "calibration_slope_ratio", "live", (), "ratio", "Watts of the node for each watt of its parts, by the same fit."
+    ),
+    _gauge(
+        "calibration_band_ratio",
+        "live",
+        (),
+        "ratio",
+        "Half of the 95 % band of that fit for a minute's mean power, over the mean power.",
+    ),
+)
+
 METERS = (
     _joules(
         "meter_energy_joules_total",
@@ -108,6 +157,19 @@ METERS = (
         ("boundary",),
         "Measured energy inside a boundary: compute (devices that engines run on and unused accelerators), node,"
         " facility.",
+    ),
+    _joules(
+        "conversion_loss_joules_total",
+        "live",
+        ("upper", "lower"),
+        "Energy that a level of meters tells beyond the level below (outlets beyond power supplies or the node's own"
+        " meter): mostly losses of conversion, over settled windows.",
+    ),
+    _joules(
+        "conversion_deficit_joules_total",
+        "live",
+        ("upper", "lower"),
+        "Energy that a level of meters tells beyond the level above it: meters that disagree.",
     ),
     _joules(
         "residual_energy_joules_total",
@@ -481,6 +543,7 @@ OWN = (
 
 GROUPS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     ("Devices", DEVICES),
+    ("How far meters can be trusted", TRUST),
     ("Meters and boundaries", METERS),
     ("Engines", ENGINES),
     ("Books", BOOKS),
