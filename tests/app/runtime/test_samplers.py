@@ -1,6 +1,7 @@
 """The sampler: schedule, batches, errors and back-off, without waiting."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import pytest
@@ -139,6 +140,16 @@ def test_back_off_depends_on_the_state(state: SourceState, least: float, most: f
     batches, _ = run(Scripted(SourceError(state, "why", "because"), FakeSource), waits=70, clock=clock)
     opened = next(report for batch in batches for report in batch.reports if report.state is SourceState.OK)
     assert least <= (opened.t_ns - begun_ns) / 1e9 <= most + 0.1
+
+
+def test_an_ignored_source_is_asked_again_rarely() -> None:
+    clock = ManualClock()
+    stop = InstantStop(clock, 200)
+    down = SourceError(SourceState.DOWN, "broken", "it is broken")
+    batches: list[Batch] = []
+    sample(Scripted(down), PowerSettings(startup="ignore"), clock, batches.append, stop)
+    asked = [report.t_ns for batch in batches for report in batch.reports]
+    assert min(later - before for before, later in pairwise(asked)) >= 30_000_000_000
 
 
 def test_gives_a_sign_of_life_while_it_waits() -> None:

@@ -41,3 +41,12 @@ def test_one_line_for_each_change(caplog: pytest.LogCaptureFixture) -> None:
     sources.report(report(SourceState.DENIED, "permission"))
     assert len(caplog.records) == 2
     assert sources.views()[0].state is SourceState.DENIED
+
+
+def test_what_the_operator_ignores_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    sources = Sources(ignored={"nvml"})
+    sources.report(report(SourceState.DOWN, "no_driver"))
+    sources.report(SourceReport(source="nvml/gpu1", state=SourceState.DOWN, reason="lost", t_ns=0))
+    sources.report(SourceReport(source="rapl", state=SourceState.DOWN, reason="gone", t_ns=0))
+    assert [record.levelname for record in caplog.records if record.levelname != "DEBUG"] == ["WARNING"]
+    assert sources.view("nvml").reason == "no_driver"

@@ -55,8 +55,8 @@ class ChildSupervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._released_until = 0.0
         self._is_absent = False
-        self._broken = Backoff(1.0, 30.0)
         self._missing = Backoff(60.0, 300.0)
+        self._broken = self._missing if settings.startup == "ignore" else Backoff(1.0, 30.0)
         self._decoder = msgspec.msgpack.Decoder(Batch)
 
     async def run(self) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from jouled.api import Reading
 from jouled.app.runtime.batch import Batch
@@ -43,12 +43,13 @@ class Metering:
         recorder: Writer | None = None,
         last_minutes: LastMinutes | None = None,
         journal: Journal | None = None,
+        ignored_sources: Collection[str] = (),
     ) -> None:
         self.pipeline = pipeline
         self.clock = clock
         self.wall = WallClock()
         self.own = own
-        self.sources = Sources()
+        self.sources = Sources(ignored_sources)
         self._on_failure = on_failure
         self._recorder = recorder
         self._last_minutes = last_minutes

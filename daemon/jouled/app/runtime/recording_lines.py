@@ -2,6 +2,7 @@
 
 import re
 from decimal import Decimal, InvalidOperation
+from hashlib import sha256
 from typing import Annotated
 
 from msgspec import Meta, Raw, Struct
@@ -42,7 +43,10 @@ class ClockLine(Struct, frozen=True, kw_only=True, tag="clock"):
 
 
 class DeviceLine(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="device"):
-    """A device. Its serial number and bus address stay out: a recording is made to be passed on."""
+    """A device. Its serial number and bus address stay out: a recording is made to be passed on.
+
+    identity: a short hash of the serial number, by which two sources that show one device are known to.
+    """
 
     device: Name
     kind: DeviceKind
@@ -58,6 +62,8 @@ class DeviceLine(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="dev
     method: Text | None = None
     quality: Quality | None = None
     fraction: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
+    identity: Text | None = None
+    indirect: bool = False
 
     def item(self, _clock: WallClock) -> Device:
         """As the core takes it."""
@@ -76,6 +82,8 @@ class DeviceLine(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="dev
             max_watts=self.max_watts,
             wrap_microjoules=None if _absent(self.wrap_joules) else _microjoules(self.wrap_joules, "wrap_joules"),
             fraction=self.fraction,
+            uuid=self.identity or "",
+            indirect=self.indirect,
         )
 
     @classmethod
@@ -96,6 +104,8 @@ class DeviceLine(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="dev
             method=device.method or None,
             quality=None if device.quality is Quality.MEASURED else device.quality,
             fraction=device.fraction,
+            identity=sha256(device.uuid.encode()).hexdigest()[:8] if device.uuid else None,
+            indirect=device.indirect,
         )
 
 

@@ -38,8 +38,8 @@ def sample(
     does not have the source at all.
     """
     outbox = _Outbox(collector.name, clock, emit, stop)
-    broken = Backoff(1.0, 30.0)
     missing = Backoff(60.0, 300.0)
+    broken = missing if settings.startup == "ignore" else Backoff(1.0, 30.0)
     while not stop.is_set():
         error = _session(collector, settings, clock, outbox)
         if error is None:

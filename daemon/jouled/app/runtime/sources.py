@@ -1,7 +1,7 @@
 """What the sources of the node are doing: their state, and since when each was heard."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from jouled.model.errors import SourceState
 from jouled.model.readings import SourceReport
@@ -14,9 +14,13 @@ _log = logging.getLogger(__name__)
 
 
 class Sources:
-    """A table of sources, filled by their reports. One line is logged for each change of state."""
+    """A table of sources, filled by their reports. One line is logged for each change of state.
 
-    def __init__(self) -> None:
+    ignored: sources of which the operator does not want to hear in the log.
+    """
+
+    def __init__(self, ignored: Collection[str] = ()) -> None:
+        self._ignored = ignored
         self._views: dict[str, SourceView] = {}
         self._heard_ns: dict[str, int] = {}
 
@@ -28,6 +32,8 @@ class Sources:
         )
         if before is None or (before.state, before.reason) != (report.state, report.reason):
             level = logging.INFO if report.state in {SourceState.OK, SourceState.RELEASED} else logging.WARNING
+            if report.source.partition("/")[0] in self._ignored:
+                level = logging.DEBUG
             _log.log(level, "source %s is %s%s", report.source, report.state, _because(report))
 
     def heard(self, source: str, t_ns: int) -> None:
