@@ -194,6 +194,8 @@ def _counters(group: GroupBook) -> dict[str, dict[tuple[str, ...], float]]:
         "boundary_energy_joules_total": {("compute",): group.measured_uj, ("node",): group.measured_uj * 3 // 2},
         "residual_energy_joules_total": {(): 300_000 * JOULE},
         "residual_deficit_joules_total": {(): 0},
+        "conversion_loss_joules_total": {("outlet", "node"): 100_000 * JOULE},
+        "conversion_deficit_joules_total": {("outlet", "node"): 0},
         "engine_tokens_total": {
             (e, m, kind): 1_000_000 for e, m in pairs for kind in ("prompt_computed", "prompt_cached", "generation")
         },
@@ -232,6 +234,19 @@ def _gauges() -> dict[str, dict[tuple[str, ...], float]]:
         "device_power_peak_watts": {(v.device.name,): v.peak_watts for v in devices if v.peak_watts is not None},
         "device_power_limit_watts": {(f"gpu{i}",): 700.0 for i in range(8)},
         "meter_power_watts": {(v.device.name, v.device.kind.value): v.watts or 0.0 for v in _meters()},
+        "device_valid": {
+            (v.device.name, "ok" if v.watts is not None else "silent"): float(v.watts is not None) for v in devices
+        },
+        "device_known_ratio": {(v.device.name,): 1.0 for v in devices},
+        "device_largest_gap_seconds": {(v.device.name,): 0.1 for v in devices},
+        "device_energy_check_ratio": {(f"gpu{i}",): 0.99 for i in range(8)},
+        "node_meters_expected": {("feed",): 1.0, ("outlet",): 2.0, ("node",): 1.0},
+        "node_meters_heard": {("feed",): 1.0, ("outlet",): 1.0, ("node",): 1.0},
+        "node_level_speaks": {("feed",): 1.0, ("outlet",): 0.0, ("node",): 0.0},
+        "node_power_watts": {(): 4300.0},
+        "calibration_offset_watts": {(): 250.0},
+        "calibration_slope_ratio": {(): 1.06},
+        "calibration_band_ratio": {(): 0.02},
         "open_energy_joules": {(QUALITY,): OPEN_MICROJOULES / JOULE},
         "books_watermark_timestamp_seconds": {(e,): NOW_NS / 1e9 - 20 for e in ENGINES},
         "tokens_per_joule": {("compute",): 0.94, ("node",): 0.69},

@@ -23,6 +23,10 @@ def trust_gauges(by_name: Mapping[str, Meter], live: LiveMeters, now_ns: int) ->
         yield "node_meters_heard", (level.kind.value,), float(heard)
         speaks = live.node.level is not None and live.node.level.kind is level.kind
         yield "node_level_speaks", (level.kind.value,), float(speaks)
+    watts = [by_name[name].watts(now_ns) for name in live.node.level.members] if live.node.level else []
+    told = [value for value in watts if value is not None]
+    if told and len(told) == len(watts):
+        yield "node_power_watts", (), sum(told)
     fit = calibrate(list(live.residual.windows))
     if fit is not None:
         yield "calibration_offset_watts", (), fit.offset_watts
@@ -38,4 +42,4 @@ def _of_meter(name: str, meter: Meter, now_ns: int) -> Iterator[Gauge]:
     yield "device_known_ratio", (name,), validity.known_ratio
     yield "device_largest_gap_seconds", (name,), validity.largest_gap_seconds
     if meter.check is not None and meter.check.ratio is not None:
-        yield "device_counter_check_ratio", (name,), meter.check.ratio
+        yield "device_energy_check_ratio", (name,), meter.check.ratio

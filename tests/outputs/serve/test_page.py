@@ -44,6 +44,7 @@ async def test_the_page_shows_the_figures_of_the_snapshot(serve, page):
     watts = sum(view.watts for view in snapshot().devices if view.watts is not None)
     assert f"{watts:,.0f} W" in tiles
     assert "feed: 4,300 W" in tiles
+    assert "outlets incomplete: 1 of 2" in tiles
     assert "0.94 tokens/J" in tiles
     assert "= 940 k tokens/s per MW" in tiles
     assert "90.0 % of requests within the SLO" in tiles

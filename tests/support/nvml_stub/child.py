@@ -47,6 +47,14 @@ class Child:
         """One read's status, by device."""
         return {one.device: one for one in self.read() if isinstance(one, DeviceStatus)}
 
+    def devices_now(self) -> dict[str, Device]:
+        """The devices by name, which may have become others since the source was opened."""
+        return {device.name: device for device in msgspec.convert(self._ask(do="devices"), list[Device])}
+
+    def parts(self) -> dict[str, SourceError | None]:
+        """What is wrong with single GPUs."""
+        return {name: _error(error) if error else None for name, error in self._ask(do="parts").items()}
+
     def close(self) -> None:
         """Close the source."""
         self._ask(do="close")
@@ -69,15 +77,14 @@ class Child:
         assert line, "the driver ended: its traceback is above"
         answer = msgspec.json.decode(line)
         if isinstance(answer, dict) and "error" in answer:
-            error = answer["error"]
-            raise SourceError(
-                SourceState(error["state"]),
-                error["reason"],
-                error["message"],
-                mend=error["mend"],
-                fatal=error["fatal"],
-            )
+            raise _error(answer["error"])
         return answer
+
+
+def _error(told: dict[str, Any]) -> SourceError:
+    return SourceError(
+        SourceState(told["state"]), told["reason"], told["message"], mend=told["mend"], fatal=told["fatal"]
+    )
 
 
 @contextmanager

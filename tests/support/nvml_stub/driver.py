@@ -23,6 +23,10 @@ class DriverClock:
         return time.monotonic_ns() if self.standing_ns is None else self.standing_ns
 
 
+def told(error: SourceError) -> dict[str, Any]:
+    return {name: getattr(error, name) for name in ("state", "reason", "message", "mend", "fatal")}
+
+
 def main() -> None:
     """Serve until standard input ends."""
     clock = DriverClock()
@@ -38,13 +42,16 @@ def main() -> None:
                     answer = {"devices": source.devices, "interval_seconds": source.interval_seconds}
                 case "read":
                     answer = source.read()
+                case "devices":
+                    answer = source.devices
+                case "parts":
+                    answer = {name: error and told(error) for name, error in source.parts.items()}
                 case "close":
                     source.close()
                 case "clock":
                     clock.standing_ns = command["now_ns"]
         except SourceError as error:
-            fields = ("state", "reason", "message", "mend", "fatal")
-            answer = {"error": {name: getattr(error, name) for name in fields}}
+            answer = {"error": told(error)}
         sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
         sys.stdout.flush()
 

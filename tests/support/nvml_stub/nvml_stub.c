@@ -6,8 +6,15 @@
  *   gpuN.millijoules       the energy counter itself, instead of the integral
  *   gpuN.limit             enforced limit, milliwatts (default 700000)
  *   gpuN.module            module id (default: not supported)
+ *   gpuN.twin              index of the GPU whose module meter this one shows too, fields 83 and 185 of scope 1
+ *   gpuN.wobble            milliwatts by which power changes every millisecond
+ *   gpuN.arch              NVML_DEVICE_ARCH_* (default: not supported)
+ *   gpuN.device_id         PCI device id (default 0x2330)
+ *   gpuN.mig               MIG instances, "GI CI SLICES" each on a line of its own; empty: MIG mode without instances
+ *   gpuN.mig_slices        slices of the whole GPU (default 7)
  *   gpuN.slow              microseconds that each reading of energy or power takes
- *   gpuN.CALL.code         return code of CALL: handle, name, uuid, pci, energy, power, limit, fields, or `all`
+ *   gpuN.CALL.code         return code of CALL: handle, name, uuid, pci, energy, power, limit, fields,
+ *                          mig, attributes, or `all`
  *   gpuN.field.ID.SCOPE    "code type value" of a field: return code, NVML_VALUE_TYPE, value
  * Files of the library: count, init.code, all.code.
  * Compile with -DWITHOUT_ENERGY or -DWITHOUT_FIELDS for a driver that lacks these symbols.
@@ -22,10 +29,11 @@
 typedef int Return;
 typedef void *Device;
 typedef unsigned long long U64;
-enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, MAX_GPUS = 16 };
+enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, MAX_GPUS = 16, MAX_MIGS = 7 };
 
 static int initialised;
-static struct Gpu { int index; double joules, seen; } gpus[MAX_GPUS];
+/* A GPU, or a MIG instance of it: then `slices` is above 0 and there are no meters. */
+static struct Gpu { int index; double joules, seen; unsigned gi, ci, slices; } gpus[MAX_GPUS], migs[MAX_GPUS][MAX_MIGS];
 
 static double now(void) {
     struct timespec t;
@@ -66,6 +74,7 @@ static Return code(const struct Gpu *gpu, const char *call) {
     char text[64];
     Return library = library_code();
     if (library) return library;
+    if (gpu->slices && strcmp(call, "name") && strcmp(call, "uuid") && strcmp(call, "attributes")) return NOT_SUPPORTED;
     if (control(text, sizeof text, "gpu%d.all.code", gpu->index)) return atoi(text);
     return control(text, sizeof text, "gpu%d.%s.code", gpu->index, call) ? atoi(text) : SUCCESS;
 }
@@ -78,7 +87,8 @@ static unsigned count(void) {
 }
 
 static unsigned milliwatts(const struct Gpu *gpu) {
-    return (unsigned)gpu_number(gpu->index, "milliwatts", 400000 + 100000 * (U64)gpu->index);
+    U64 wobble = gpu_number(gpu->index, "wobble", 0) * ((U64)(now() * 1e3) % 997);
+    return (unsigned)(gpu_number(gpu->index, "milliwatts", 400000 + 100000 * (U64)gpu->index) + wobble);
 }
 
 static U64 millijoules(struct Gpu *gpu) {
@@ -98,7 +108,7 @@ Return nvmlInitWithFlags(unsigned flags) {
     (void)flags;
     if (control(text, sizeof text, "init.code") && atoi(text)) return atoi(text);
     if (!initialised++)
-        for (int i = 0; i < MAX_GPUS; i++) gpus[i] = (struct Gpu){i, 0, now()};
+        for (int i = 0; i < MAX_GPUS; i++) gpus[i] = (struct Gpu){.index = i, .seen = now()};
     return SUCCESS;
 }
 
@@ -137,12 +147,16 @@ Return nvmlDeviceGetHandleByUUID(const char *uuid, Device *device) {
 }
 
 Return nvmlDeviceGetName(Device device, char *text, unsigned size) {
-    snprintf(text, size, "NVIDIA Stub %d", ((struct Gpu *)device)->index);
+    const struct Gpu *gpu = device;
+    if (gpu->slices) snprintf(text, size, "NVIDIA Stub %d MIG %ug", gpu->index, gpu->slices);
+    else snprintf(text, size, "NVIDIA Stub %d", gpu->index);
     return code(device, "name");
 }
 
 Return nvmlDeviceGetUUID(Device device, char *text, unsigned size) {
-    snprintf(text, size, "GPU-%08d-stub-0000-0000-000000000000", ((struct Gpu *)device)->index);
+    const struct Gpu *gpu = device;
+    if (gpu->slices) snprintf(text, size, "MIG-%08d-stub-%04u-%04u-000000000000", gpu->index, gpu->gi, gpu->ci);
+    else snprintf(text, size, "GPU-%08d-stub-0000-0000-000000000000", gpu->index);
     return code(device, "uuid");
 }
 
@@ -154,6 +168,7 @@ typedef struct {
 
 Return nvmlDeviceGetPciInfo_v3(Device device, PciInfo *info) {
     memset(info, 0, sizeof *info);
+    info->id = (unsigned)gpu_number(((struct Gpu *)device)->index, "device_id", 0x2330) << 16 | 0x10DE;
     snprintf(info->bus_id, sizeof info->bus_id, "00000000:%02X:00.0", 0x10 + ((struct Gpu *)device)->index);
     return code(device, "pci");
 }
@@ -162,6 +177,64 @@ Return nvmlDeviceGetModuleId(Device device, unsigned *module) {
     U64 id = gpu_number(((struct Gpu *)device)->index, "module", ~0ULL);
     *module = (unsigned)id;
     return id == ~0ULL ? NOT_SUPPORTED : code(device, "module");
+}
+
+Return nvmlDeviceGetArchitecture(Device device, unsigned *architecture) {
+    U64 told = gpu_number(((struct Gpu *)device)->index, "arch", ~0ULL);
+    *architecture = (unsigned)told;
+    return told == ~0ULL ? NOT_SUPPORTED : code(device, "arch");
+}
+
+/* Reads the MIG instances of a GPU; -1 where MIG mode is off. */
+static int mig_instances(const struct Gpu *gpu) {
+    char text[512];
+    int found = 0, length = 0;
+    if (!control(text, sizeof text, "gpu%d.mig", gpu->index)) return -1;
+    for (const char *rest = text; found < MAX_MIGS; rest += length, found++) {
+        struct Gpu *mig = &migs[gpu->index][found];
+        mig->index = gpu->index;
+        if (sscanf(rest, "%u %u %u%n", &mig->gi, &mig->ci, &mig->slices, &length) != 3) break;
+    }
+    return found;
+}
+
+Return nvmlDeviceGetMigMode(Device device, unsigned *current, unsigned *pending) {
+    *current = *pending = mig_instances(device) >= 0;
+    return code(device, "mig");
+}
+
+Return nvmlDeviceGetMaxMigDeviceCount(Device device, unsigned *number) {
+    const struct Gpu *gpu = device;
+    *number = mig_instances(gpu) < 0 ? 0 : (unsigned)gpu_number(gpu->index, "mig_slices", 7);
+    return code(device, "mig");
+}
+
+Return nvmlDeviceGetMigDeviceHandleByIndex(Device device, unsigned index, Device *mig) {
+    const struct Gpu *gpu = device;
+    if ((int)index >= mig_instances(gpu)) return NOT_FOUND;
+    *mig = &migs[gpu->index][index];
+    return code(device, "mig");
+}
+
+Return nvmlDeviceGetGpuInstanceId(Device device, unsigned *id) {
+    *id = ((struct Gpu *)device)->gi;
+    return library_code();
+}
+
+Return nvmlDeviceGetComputeInstanceId(Device device, unsigned *id) {
+    *id = ((struct Gpu *)device)->ci;
+    return library_code();
+}
+
+typedef struct {
+    unsigned multiprocessors, copy, decoders, encoders, jpeg, ofa, gpu_slices, compute_slices;
+    U64 memory;
+} Attributes;
+
+Return nvmlDeviceGetAttributes_v2(Device device, Attributes *attributes) {
+    memset(attributes, 0, sizeof *attributes);
+    attributes->gpu_slices = attributes->compute_slices = ((struct Gpu *)device)->slices;
+    return code(device, "attributes");
 }
 
 Return nvmlDeviceGetPowerUsage(Device device, unsigned *power) {
@@ -219,9 +292,13 @@ static void set_field(Field *field, Return result, int type, const char *text) {
 static void fill_field(struct Gpu *gpu, Field *field) {
     char text[128], number[64];
     int result, type;
+    U64 twin = gpu_number(gpu->index, "twin", MAX_GPUS);
     if (control(text, sizeof text, "gpu%d.field.%u.%u", gpu->index, field->field, field->scope) &&
         sscanf(text, "%d %d %63s", &result, &type, number) == 3) {
         set_field(field, result, type, number);
+    } else if (field->scope == 1 && (field->field == 83 || field->field == 185) && twin < MAX_GPUS) {
+        snprintf(number, sizeof number, "%llu", field->field == 83 ? millijoules(&gpus[twin]) : milliwatts(&gpus[twin]));
+        set_field(field, SUCCESS, 3, number);
     } else if (field->scope == 0 && field->field == 83) {
         snprintf(number, sizeof number, "%llu", millijoules(gpu));
         set_field(field, SUCCESS, 3, number);

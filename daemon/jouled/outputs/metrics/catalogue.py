@@ -107,7 +107,7 @@ TRUST = (
     _gauge("device_known_ratio", "live", ("device",), "ratio", "Share of the last five minutes whose energy is known."),
     _gauge("device_largest_gap_seconds", "live", ("device",), "seconds", "Longest time between two readings in them."),
     _gauge(
-        "device_counter_check_ratio",
+        "device_energy_check_ratio",
         "live",
         ("device",),
         "ratio",
@@ -117,6 +117,7 @@ TRUST = (
         "node_meters_expected", "live", ("level",), "meters", "Meters that together measure the whole node, by level."
     ),
     _gauge("node_meters_heard", "live", ("level",), "meters", "Those of them that are heard now."),
+    _gauge("node_power_watts", "live", (), "watts", "Power of the node now, by the level that speaks for it."),
     _gauge(
         "node_level_speaks",
         "live",

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict, replace
 
+from jouled.model.device import Quality
 from jouled.model.snapshot import DeviceView, EngineView, GroupBook, Owner, Snapshot
 from jouled.model.units import NANOSECONDS_PER_SECOND
 from jouled.outputs.metrics.values import without_credentials
@@ -31,6 +32,7 @@ def snapshot_view(snapshot: Snapshot, extra: Mapping[str, Any]) -> dict[str, Any
         "owners": _owners(snapshot),
         "devices": [_device(view, wall_ns) for view in snapshot.devices],
         "meters": [_device(view, wall_ns) for view in snapshot.meters],
+        "node_power": _node_power(snapshot),
         "engines": [_engine(view, wall_ns) for view in snapshot.engines],
         "sources": snapshot.sources,
         "sinks": _sinks(snapshot),
@@ -40,6 +42,27 @@ def snapshot_view(snapshot: Snapshot, extra: Mapping[str, Any]) -> dict[str, Any
         "requests": _requests(snapshot),
         "recent": snapshot.recent,
         "extra": dict(extra),
+    }
+
+
+def _node_power(snapshot: Snapshot) -> dict[str, Any]:
+    """Which meters speak for the node and what they tell; `incomplete`: levels with meters that are not heard.
+
+    beyond_parts_watts: what the node draws more than its devices, `None` where one of them is silent.
+    """
+    watts = _gauge(snapshot, "node_power_watts").get(())
+    parts = [view.watts for view in snapshot.devices if view.device.quality is not Quality.ESTIMATED]
+    told = [value for value in parts if value is not None]
+    heard = _gauge(snapshot, "node_meters_heard")
+    return {
+        "watts": watts,
+        "level": next((level for (level,), speaks in _gauge(snapshot, "node_level_speaks").items() if speaks), None),
+        "beyond_parts_watts": watts - sum(told) if watts is not None and told and len(told) == len(parts) else None,
+        "incomplete": [
+            {"level": level, "heard": int(heard[level,]), "expected": int(expected)}
+            for (level,), expected in _gauge(snapshot, "node_meters_expected").items()
+            if heard[level,] < expected
+        ],
     }
 
 

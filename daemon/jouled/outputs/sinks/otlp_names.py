@@ -8,7 +8,7 @@ here are the same in both.
 
 What has no name there: energy of requests, owners, tiers and SLOs; power limits of GPUs; counters of tokens (the GenAI
 conventions count tokens and time requests by histograms of single operations, which jouled does not keep). Not used is
-`hw.host.power`: jouled has no one reading of the whole host's power, only those of meters that contain one another.
+`hw.host.power`, whose `hw.id` is required: the node's power has no label.
 
 Not verified: that receivers make anything of `hw.type="module"` (a value of our own, which the conventions permit), and
 of `hw.host.energy` with the boundary's name, `node`, as the required `hw.id`.
@@ -84,6 +84,7 @@ COUNTS: Mapping[str, str] = {
     "deliveries": "{delivery}",
     "errors": "{error}",
     "events": "{event}",
+    "meters": "{meter}",
     "receipts": "{receipt}",
     "records": "{record}",
     "requests": "{request}",

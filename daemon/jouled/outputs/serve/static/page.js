@@ -1,7 +1,6 @@
 "use strict";
 
 const OWNERS = ["prefill", "decode", "resident", "unreported", "idle", "unattributed", "downtime"];
-const METER_LEVELS = ["feed", "outlet", "psu", "node"]; // the highest one measured stands for the node
 const HISTORY_SECONDS = 300;
 const history = { power: [], tokens: [], good: [] };
 const shown = new Map();
@@ -95,12 +94,11 @@ function remember(series, value) {
 
 /* Sections */
 
-function nodePower(meters) {
-  for (const level of METER_LEVELS) {
-    const found = meters.filter((meter) => meter.kind === level && known(meter.watts));
-    if (found.length) return { watts: sum(found.map((meter) => meter.watts)), level };
-  }
-  return null;
+function nodeNote({ watts, level, beyond_parts_watts: beyond, incomplete }) {
+  const missing = incomplete.map((set) => `${set.level}s incomplete: ${set.heard} of ${set.expected}`);
+  if (!known(watts)) return missing.join(" · ");
+  const rest = known(beyond) ? `, ${number(beyond)} W beyond these` : "";
+  return [`${level}: ${number(watts)} W${rest}`, ...missing].join(" · ");
 }
 
 function tile(name, value, unit, note, line) {
@@ -114,7 +112,6 @@ function tile(name, value, unit, note, line) {
 function tiles(data) {
   const watts = data.devices.filter((device) => known(device.watts)).map((device) => device.watts);
   const power = watts.length ? sum(watts) : null;
-  const node = nodePower(data.meters);
   const boundaries = Object.entries(data.tokens_per_joule);
   const [boundary, tokens] = boundaries.find(([name]) => name === "compute") || boundaries[0] || ["compute", null];
   const others = boundaries.filter(([name]) => name !== boundary).map(([name, value]) => `${name} ${number(value)}`);
@@ -125,7 +122,7 @@ function tiles(data) {
   const finished = sum(Object.values(data.requests));
   const perMegawatt = known(tokens) ? `= ${scaled(tokens * 1e6, "tokens/s")} per MW` : "no tokens in the last minute";
   return [
-    tile("Power", number(power), "W", node ? `${node.level}: ${number(node.watts)} W` : `${watts.length} devices`,
+    tile("Power", number(power), "W", nodeNote(data.node_power) || `${watts.length} devices`,
       remember(history.power, power)),
     tile(`Tokens per joule · ${boundary}`, number(tokens), "tokens/J", [perMegawatt, ...others].join(" · "),
       remember(history.tokens, tokens)),
