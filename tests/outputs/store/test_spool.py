@@ -82,6 +82,20 @@ async def test_points_that_may_have_to_be_sent_again_stay_and_their_place_outliv
     store.close()
 
 
+async def test_a_daemon_that_ends_all_the_time_does_not_send_everything_again_for_ever(tmp_path):
+    store = Store(tmp_path)
+    store.subscribe([POINTS])
+    for minute in range(12):
+        at_ns = NOW_NS + minute * 60 * SECOND_NS
+        await commit(store, [point(minute)], at_ns=at_ns)
+        await commit(store, cursors={POINTS: minute + 1}, certain={POINTS: 0}, at_ns=at_ns)
+        store.close()
+        store = Store(tmp_path)
+        store.subscribe([POINTS])
+    assert store.certain(POINTS) == 12
+    store.close()
+
+
 async def test_a_place_that_an_older_jouled_moved_is_certain(tmp_path):
     store = Store(tmp_path)
     store.subscribe([POINTS])

@@ -59,6 +59,17 @@ class EnergyCurve:
             index += 1
         return max(self._t_ns[index], t_ns) if self._t_ns else t_ns
 
+    def stand(self, t_ns: int) -> tuple[int, int, int | None]:
+        """The stretch around `t_ns` in which no energy is told: begin, end, and the energy when it has moved again."""
+        index = max(bisect_right(self._t_ns, t_ns) - 1, 0)
+        first = last = index
+        while first > 0 and self._uj[first - 1] == self._uj[index]:
+            first -= 1
+        while last + 1 < len(self._uj) and self._uj[last + 1] == self._uj[index]:
+            last += 1
+        moved_uj = self._uj[last + 1] if last + 1 < len(self._uj) else None
+        return self._t_ns[first], self._t_ns[last], moved_uj
+
     def forget_before(self, t_ns: int) -> None:
         """Drop knots that are needed for no time from `t_ns` on."""
         keep_from = bisect_right(self._t_ns, t_ns) - 1

@@ -64,23 +64,29 @@ class NodeBook:
             return 0
         goes_on = self.level in {None, speaks}
         members = [by_name[name] for name in speaks.members]
-        self._take_over(speaks, members)
+        if not self._takes_over(speaks, members):
+            return 0
         edge_ns = min(meter.curve.last_ns for meter in members)
         # Energy of no known moment: of the time away, or told too late.
         grown_uj = sum(aside_uj[name] - before_uj.get(name, 0) for name in speaks.members) if goes_on else 0
         if self.edge_ns is not None and edge_ns > self.edge_ns:
             at_edge_uj = {meter.device.name: meter.curve.value_at(edge_ns) for meter in members}
-            grown_uj += sum(at_edge_uj[name] - self._at_edge_uj[name] for name in speaks.members)
-            self.edge_ns, self._at_edge_uj = edge_ns, at_edge_uj
+            grown_uj += sum(max(at_edge_uj[name] - self._at_edge_uj[name], 0) for name in speaks.members)
+            self.edge_ns = edge_ns
+            self._at_edge_uj = {name: max(told_uj, self._at_edge_uj[name]) for name, told_uj in at_edge_uj.items()}
         return grown_uj
 
-    def _take_over(self, speaks: Level, members: Sequence[Meter]) -> None:
+    def _takes_over(self, speaks: Level, members: Sequence[Meter]) -> bool:
+        """Whether this level can tell what was used from the edge on."""
         if speaks == self.level:
-            return
-        self.level = speaks
-        if self.edge_ns is None:
-            self.edge_ns = max(meter.curve.first_ns for meter in members)
-        self._at_edge_uj = {meter.device.name: meter.curve.value_at(self.edge_ns) for meter in members}
+            return True
+        edge_ns = max(meter.curve.first_ns for meter in members) if self.edge_ns is None else self.edge_ns
+        at_edge_uj = {meter.device.name: meter.energy_since(edge_ns) for meter in members}
+        if None in at_edge_uj.values():
+            return False
+        self.level, self.edge_ns = speaks, edge_ns
+        self._at_edge_uj = {name: told_uj for name, told_uj in at_edge_uj.items() if told_uj is not None}
+        return True
 
 
 def _rank(devices: Sequence[Device], preferred_sources: Sequence[str]) -> int:

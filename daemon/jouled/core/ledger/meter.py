@@ -230,6 +230,17 @@ class Meter:
             self.curve.append(edge_ns, self.curve.last_uj)
             self._frozen = True
 
+    def energy_since(self, t_ns: int) -> int | None:
+        """Cumulative energy at `t_ns` in the curve, for who counts only what is used later, microjoules.
+
+        A counter that stood still then (frozen, or a BMC that hung) tells at once what it used meanwhile; that is
+        left out. `None` while it still stands.
+        """
+        begin_ns, end_ns, moved_uj = self.curve.stand(t_ns)
+        if isinstance(self._track, CounterTrack) and end_ns - begin_ns > SILENCE_NS:
+            return moved_uj
+        return self.curve.value_at(t_ns)
+
     def is_known(self, begin_ns: int, end_ns: int) -> bool:
         """Whether the energy of all of this time is known."""
         is_missing = self._frozen and self.last_seen_ns is not None and self.last_seen_ns < end_ns

@@ -16,6 +16,9 @@ KINDS: tuple[Kind, ...] = ("points", "receipts")
 DEAD_LETTERS_KEPT = 1_000
 """Records that a sink refused for good, kept to be looked at; older ones are dropped."""
 _REMOVED_AT_ONCE = 2_000
+_LONGEST_UNCERTAIN_NS = 600_000_000_000
+"""A daemon that ends every few seconds makes nothing certain; all of it would be sent again at each of its starts."""
+
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS points (number INTEGER PRIMARY KEY, wall_ns INTEGER NOT NULL, points BLOB NOT NULL);
@@ -23,7 +26,8 @@ CREATE TABLE IF NOT EXISTS cursors (
     sink TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (sink, kind)
 );
 CREATE TABLE IF NOT EXISTS certain (
-    sink TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, taken INTEGER NOT NULL, PRIMARY KEY (sink, kind)
+    sink TEXT NOT NULL, kind TEXT NOT NULL, number INTEGER NOT NULL, taken INTEGER NOT NULL, since_ns INTEGER NOT NULL,
+    PRIMARY KEY (sink, kind)
 );
 CREATE TABLE IF NOT EXISTS numbers (kind TEXT PRIMARY KEY, last INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS dead_letters (
@@ -33,7 +37,8 @@ CREATE TABLE IF NOT EXISTS dead_letters (
 """
 
 _CERTAIN = """
-SELECT sink, kind, certain.number FROM certain JOIN cursors USING (sink, kind) WHERE cursors.number = certain.taken
+SELECT sink, kind, certain.number, since_ns FROM certain JOIN cursors USING (sink, kind)
+WHERE cursors.number = certain.taken
 """
 
 Stream = tuple[str, Kind]
@@ -104,6 +109,7 @@ class Spool:
         self._numbers_kept: list[tuple[Kind, int]] = []
         self.cursors: dict[Stream, int] = {}
         self.certain: dict[Stream, int] = {}
+        self._since_ns: dict[Stream, int] = {}
         self.dropped: dict[tuple[str, Kind, str], int] = {}
 
     def open(self, connection: sqlite3.Connection) -> None:
@@ -114,7 +120,8 @@ class Spool:
         self.cursors = {(sink, kind): number for sink, kind, number in rows}
         # An older jouled moves cursors without a word in `certain`, which then says nothing.
         rows = connection.execute(_CERTAIN).fetchall()
-        self.certain = self.cursors | {(sink, kind): number for sink, kind, number in rows}
+        self.certain = self.cursors | {(sink, kind): number for sink, kind, number, _ in rows}
+        self._since_ns = {(sink, kind): since_ns for sink, kind, _, since_ns in rows}
         given = dict(connection.execute("SELECT kind, last FROM numbers").fetchall())
         for kind in KINDS:
             # An older jouled gives receipts the next number without a word here.
@@ -159,14 +166,15 @@ class Spool:
         self._next[kind] += 1
         return number
 
-    def write(self, connection: sqlite3.Connection, outgoing: Outgoing) -> None:
-        """Take what a commit brings."""
+    def write(self, connection: sqlite3.Connection, outgoing: Outgoing, wall_ns: int) -> None:
+        """Take what a commit brings at this Unix time."""
         rows = [(self.next_number("points"), wall_ns, points) for wall_ns, points in outgoing.points]
         connection.executemany("INSERT INTO points VALUES (?, ?, ?)", rows)
         self.points_bytes += sum(len(points) for _, _, points in rows)
         moved = {stream: number for stream, number in outgoing.cursors.items() if stream in self.cursors}
         self.cursors.update(moved)
-        self.certain.update({stream: outgoing.certain.get(stream, number) for stream, number in moved.items()})
+        for stream, taken in moved.items():
+            self._make_certain(stream, outgoing.certain.get(stream, taken), wall_ns)
         self._write_cursors(connection, moved)
         connection.executemany(
             "INSERT INTO dead_letters (wall_ns, sink, kind, record, reason, message) VALUES (?, ?, ?, ?, ?, ?)",
@@ -178,6 +186,16 @@ class Spool:
                 "DELETE FROM dead_letters WHERE number <= (SELECT max(number) FROM dead_letters) - ?",
                 (DEAD_LETTERS_KEPT,),
             )
+
+    def _make_certain(self, stream: Stream, number: int, wall_ns: int) -> None:
+        taken, before = self.cursors[stream], self.certain[stream]
+        since_ns = self._since_ns.get(stream, wall_ns)
+        if number > before or taken == before:
+            since_ns = wall_ns
+        elif wall_ns - since_ns > _LONGEST_UNCERTAIN_NS:
+            number, since_ns = taken, wall_ns
+        self.certain[stream] = max(number, before)
+        self._since_ns[stream] = since_ns
 
     def retain(self, connection: sqlite3.Connection, wall_ns: int) -> None:
         """Remove points that every sink has, and the oldest beyond the limits; a large excess takes several commits."""
@@ -236,9 +254,14 @@ class Spool:
             self.dropped[key] = self.dropped.get(key, 0) + number
 
     def _write_cursors(self, connection: sqlite3.Connection, streams: Iterable[Stream]) -> None:
-        rows = [(sink, kind, self.cursors[sink, kind], self.certain[sink, kind]) for sink, kind in streams]
+        rows = [
+            (sink, kind, self.cursors[sink, kind], self.certain[sink, kind], self._since_ns.get((sink, kind), 0))
+            for sink, kind in streams
+        ]
         connection.executemany("INSERT OR REPLACE INTO cursors VALUES (?, ?, ?)", [row[:3] for row in rows])
-        connection.executemany("INSERT OR REPLACE INTO certain (sink, kind, taken, number) VALUES (?, ?, ?, ?)", rows)
+        connection.executemany(
+            "INSERT OR REPLACE INTO certain (sink, kind, taken, number, since_ns) VALUES (?, ?, ?, ?, ?)", rows
+        )
 
 
 def read(connection: sqlite3.Connection, kind: Kind, after: int, most: int) -> list[tuple[int, bytes]]:

@@ -287,7 +287,7 @@ class Store:
                 [_row(self._spool.next_number("receipts"), receipt) for receipt in receipts],
             )
             going_on.write(connection, sequence, packed)
-            self._spool.write(connection, outgoing)
+            self._spool.write(connection, outgoing, wall_ns)
             removed = self._retain(wall_ns)
             self._spool.retain(connection, wall_ns)
             self._spool.keep_numbers(connection)
