@@ -21,6 +21,8 @@ need systemd-analyze systemd                # verifies the unit
 need ip iproute2                            # a cable that is pulled
 need tc iproute2                            # a line that is thin
 need nft nftables                           # a firewall
+need ipmitool ipmitool                      # asks the BMC
+need ipmi_sim openipmi                      # a BMC that knows no DCMI
 need strace strace                          # injects errors of the disk
 need systemd-nspawn systemd-container       # boots it
 

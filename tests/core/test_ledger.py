@@ -112,6 +112,15 @@ def device(name: str, kind: DeviceKind, parent: str = "", quality: Quality = Qua
     return Device(name=name, kind=kind, parent=parent, quality=quality)
 
 
+def test_packages_beside_a_module_that_stands_for_all_are_inside_it():
+    """GH200 and MI300A tell one power of the whole superchip, and hwmon or RAPL its processor once more."""
+    module, grace = device("gpu0", DeviceKind.MODULE), device("grace0", DeviceKind.CPU_PACKAGE)
+    assert [d.name for d in leaves([module, grace])] == ["gpu0"]
+    elsewhere = device("cpu1", DeviceKind.CPU_PACKAGE, "node")
+    assert [d.name for d in leaves([module, grace, elsewhere])] == ["gpu0", "cpu1"]
+    assert [d.name for d in leaves([device("gpu0", DeviceKind.GPU), grace])] == ["gpu0", "grace0"]
+
+
 def test_a_module_replaces_its_parts_unless_its_gpu_has_a_meter():
     module, cpu = device("m0", DeviceKind.MODULE), device("cpu0", DeviceKind.CPU_PACKAGE, "m0")
     board = device("gpu0", DeviceKind.GPU, "m0")

@@ -16,13 +16,15 @@ TYPES = ModbusTcpClient.DATATYPE
 class ModbusServer:
     """Units by number, each with holding and input registers, all 0. Stop it with `stop`.
 
-    refuse: the exception that a unit answers with. asked: function, unit and address of each question.
+    refuse: the exception that a unit answers with. asked: function, unit and address of each question. connections: how
+    many there were.
     """
 
     def __init__(self, *units: int, port: int | None = None) -> None:
         self.port = port or free_port()
         self.refuse: dict[int, ExcCodes] = {}
         self.asked: list[tuple[int, int, int]] = []
+        self.connections = 0
         self.delay_seconds: dict[int, float] = {}
         self._words: dict[int, dict[int, int]] = {unit: {} for unit in units}
         self._loop = asyncio.new_event_loop()
@@ -52,8 +54,11 @@ class ModbusServer:
 
     async def _start(self) -> None:
         devices = [self._device(unit) for unit in self._words]
-        self._server = ModbusTcpServer(devices, address=("127.0.0.1", self.port))
+        self._server = ModbusTcpServer(devices, address=("127.0.0.1", self.port), trace_connect=self._count)
         await self._server.serve_forever(background=True)
+
+    def _count(self, is_up: bool) -> None:
+        self.connections += is_up
 
     def _device(self, unit: int) -> SimDevice:
         async def answer(function, start, address, count, registers, _written):

@@ -7,9 +7,6 @@ from pathlib import Path
 from paho.mqtt.client import Client, MQTTv5
 from paho.mqtt.enums import CallbackAPIVersion
 
-PLUGIN = Path("/usr/lib/x86_64-linux-gnu/mosquitto_dynamic_security.so")
-"""Of the Debian package mosquitto: its only way to refuse a subscription (an acl_file silently drops messages)."""
-
 
 class Publisher:
     """A device with its own connection."""
@@ -46,7 +43,11 @@ class Publisher:
 
 
 def may_subscribe(directory: Path, *topics: str) -> list[str]:
-    """Configuration lines of a broker that refuses every subscription but these."""
+    """Configuration lines of a broker that refuses every subscription but these.
+
+    By the plugin of the Debian package: what an acl_file forbids to read, mosquitto drops without a word.
+    """
+    plugin = next(Path("/usr/lib").glob("*/mosquitto_dynamic_security.so"))
     acls = [{"acltype": "subscribePattern", "topic": topic, "allow": True} for topic in topics]
     file = directory / "dynamic-security.json"
     content = {
@@ -62,4 +63,4 @@ def may_subscribe(directory: Path, *topics: str) -> list[str]:
         "anonymousGroup": "all",
     }
     file.write_text(json.dumps(content))
-    return [f"plugin {PLUGIN}", f"plugin_opt_config_file {file}"]
+    return [f"plugin {plugin}", f"plugin_opt_config_file {file}"]

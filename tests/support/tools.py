@@ -13,6 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 _PACKAGES = {
     "chromium": "chromium",
     "gcc": "gcc",
+    "ipmi_sim": "openipmi",
     "mosquitto": "mosquitto",
     "nft": "nftables",
     "prometheus": "prometheus",
@@ -21,6 +22,7 @@ _PACKAGES = {
     "systemd-analyze": "systemd",
     "systemd-nspawn": "systemd-container",
     "tc": "iproute2",
+    "unshare": "util-linux",
     "victoria-metrics": "victoria-metrics",
 }
 

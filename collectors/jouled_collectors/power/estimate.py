@@ -1,9 +1,10 @@
 """A guess of CPU power from CPU load, for machines without any sensor. Never mixed with what was measured."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple, cast
+from typing import Annotated, ClassVar, Literal, NamedTuple, cast
 
 import psutil
+from msgspec import Meta
 
 from jouled.api import Clock, PowerSettings, PowerSource, Reading
 from jouled.model.device import Device, DeviceKind, Quality
@@ -20,18 +21,19 @@ of SPECpower results of its server types). Between machines the truth differs by
 DEFAULT_INTERVAL_SECONDS = 0.1
 
 
-class EstimateSettings(PowerSettings, kw_only=True):
-    """Settings of `[power.estimate]`.
-
-    idle_watts, max_watts: of the whole machine's CPUs at no load and at full load; unset, 0.74 W and 3.5 W for each
-    logical CPU, and where only one is set, the other keeps that distance (max) or that ratio (idle).
-    interval_seconds: unset, 0.1.
-    """
+class EstimateSettings(PowerSettings, kw_only=True, forbid_unknown_fields=True):
+    """Settings of `[power.estimate]`. Where only one of the watts is set, the other keeps its distance or ratio."""
 
     startup: Literal["require", "retry", "ignore"] = "ignore"
-    interval_seconds: IntervalSeconds | None = None
-    idle_watts: Watts | None = None
-    max_watts: Watts | None = None
+    interval_seconds: Annotated[IntervalSeconds | None, Meta(description="Time between two reads. Unset: 0.1.")] = None
+    idle_watts: Annotated[
+        Watts | None,
+        Meta(description="Of the whole machine's CPUs at no load. Unset: 0.74 W for each logical CPU."),
+    ] = None
+    max_watts: Annotated[
+        Watts | None,
+        Meta(description="Of the whole machine's CPUs at full load. Unset: 3.5 W for each logical CPU."),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.idle_watts is not None and self.max_watts is not None and self.max_watts < self.idle_watts:
@@ -48,8 +50,10 @@ class EstimateCollector:
     def open(self, settings: PowerSettings, clock: Clock) -> PowerSource:
         """Take the first look at the load. Raises `SourceError`."""
         options = cast("EstimateSettings", settings)
-        idle_watts, max_watts = power_range_watts(options.idle_watts, options.max_watts, psutil.cpu_count() or 1)
-        source = EstimateSource(clock, idle_watts, max_watts)
+        cpus = psutil.cpu_count() or 1
+        idle_watts, max_watts = power_range_watts(options.idle_watts, options.max_watts, cpus)
+        model = model_name(options.idle_watts, options.max_watts, cpus)
+        source = EstimateSource(clock, idle_watts, max_watts, model)
         if options.interval_seconds is not None:
             source.interval_seconds = options.interval_seconds
         return source
@@ -66,6 +70,18 @@ def power_range_watts(idle_watts: float | None, max_watts: float | None, cpus: i
     return idle_watts, max_watts
 
 
+def model_name(idle_watts: float | None, max_watts: float | None, cpus: int) -> str:
+    """The model and where its figures come from, for whoever reads the device's label `product`."""
+    shipped = f"Cloud Carbon Footprint AWS mean x {cpus} CPUs"
+    if idle_watts is not None and max_watts is not None:
+        return "linear in CPU load: idle and max configured"
+    if idle_watts is not None:
+        return f"linear in CPU load: idle configured, max above it by {shipped}"
+    if max_watts is not None:
+        return f"linear in CPU load: max configured, idle by the ratio of {shipped}"
+    return f"linear in CPU load: {shipped}"
+
+
 class CpuTimes(NamedTuple):
     """Cumulative CPU seconds of all logical CPUs."""
 
@@ -76,11 +92,12 @@ class CpuTimes(NamedTuple):
 class EstimateSource:
     """One pretended device: all CPUs of the machine."""
 
-    def __init__(self, clock: Clock, idle_watts: float, max_watts: float) -> None:
+    def __init__(self, clock: Clock, idle_watts: float, max_watts: float, model: str) -> None:
         self.devices: Sequence[Device] = (
             Device(
                 name="cpu_estimate",
                 kind=DeviceKind.CPU_PACKAGE,
+                product=model,
                 source="estimate",
                 method="linear_cpu_load",
                 quality=Quality.ESTIMATED,

@@ -5,13 +5,12 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from jouled.model.device import Device, DeviceKind
 from jouled.model.errors import SourceError, SourceState
-
-MICROWATTS_PER_WATT = 1_000_000
+from jouled_collectors.power.sysfs_file import positive_number, text
+from jouled_collectors.power.sysfs_sensor import MICROWATTS_PER_WATT, Sensor
 
 _ZONE = re.compile(r"intel-rapl:(\d+)(?::(\d+))?")
 """A zone or its child. AMD uses the same prefix; intel-rapl-mmio:* shows the same package a second time."""
@@ -21,28 +20,21 @@ _PACKAGE = re.compile(r"package-(\d+)(?:-die-(\d+))?")
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Zone:
-    """A zone that is counted."""
-
-    device: Device
-    energy_path: Path
-
-
-def counted_zones(powercap: Path) -> list[Zone]:
+def counted_zones(powercap: Path) -> list[Sensor]:
     """Packages (or dies) and their memory, which lies outside the package; the platform where no package is told.
 
-    Core and uncore are parts of their package. Raises `SourceError` with state absent or denied.
+    Core and uncore are parts of their package. `enabled` tells of the power limit, not of the counter, and is not
+    asked. Raises `SourceError` with state absent or denied.
     """
     folders = _zone_folders(powercap)
-    names = {number: _text(folder / "name") for number, folder in folders.items()}
-    zones: dict[str, Zone] = {}
+    names = {number: text(folder / "name") for number, folder in folders.items()}
+    zones: dict[str, Sensor] = {}
     for number, folder in folders.items():
         device = _package_or_memory(number, names, folder)
         if device is None or device.name in zones:
-            _logger.info("%s (%r) is not counted: unknown, or part of another zone", folder.name, names[number])
+            _logger.debug("%s (%r) is not counted: unknown, or part of another zone", folder.name, names[number])
             continue
-        zones[device.name] = Zone(device, folder / "energy_uj")
+        zones[device.name] = _sensor(device, folder)
     if not any(zone.device.kind is DeviceKind.CPU_PACKAGE for zone in zones.values()):
         zones.update(_platform(folders, names))
     if not zones:
@@ -50,9 +42,18 @@ def counted_zones(powercap: Path) -> list[Zone]:
     return list(zones.values())
 
 
+def readable_kinds(sysfs_root: Path) -> frozenset[DeviceKind]:
+    """The kinds of devices that RAPL meters on this node, as far as its counters may be read."""
+    try:
+        zones = counted_zones(sysfs_root / "class" / "powercap")
+    except SourceError:
+        return frozenset()
+    return frozenset(zone.device.kind for zone in zones if all(os.access(file, os.R_OK) for file in zone.files))
+
+
 def denied(path: Path) -> SourceError:
     """The kernel lets only root read the counters; how to let this daemon's group in, for good."""
-    group = _group_name()
+    group = group_name()
     rule = (
         'SUBSYSTEM=="powercap", ACTION=="add|change", TEST=="energy_uj", '
         f'RUN+="/bin/chgrp {group} /sys%p/energy_uj", RUN+="/bin/chmod 0440 /sys%p/energy_uj"'
@@ -108,40 +109,32 @@ def _package_or_memory(number: tuple[int, ...], names: Mapping[tuple[int, ...], 
     return None
 
 
-def _platform(folders: Mapping[tuple[int, ...], Path], names: Mapping[tuple[int, ...], str]) -> dict[str, Zone]:
+def _platform(folders: Mapping[tuple[int, ...], Path], names: Mapping[tuple[int, ...], str]) -> dict[str, Sensor]:
     """The platform zone is the node, so that nothing it may contain is added to it."""
     for number, folder in folders.items():
         if len(number) == 1 and names[number] == "psys":
-            return {"psys": Zone(_device("psys", DeviceKind.NODE, "rapl_psys", folder), folder / "energy_uj")}
+            return {"psys": _sensor(_device("psys", DeviceKind.NODE, "rapl_psys", folder), folder)}
     return {}
 
 
 def _device(name: str, kind: DeviceKind, method: str, folder: Path) -> Device:
-    limit_microwatts = _number(folder / "constraint_0_power_limit_uw")
+    limit_microwatts = positive_number(folder / "constraint_0_power_limit_uw")
     return Device(
         name=name,
         kind=kind,
         source="rapl",
         method=method,
         max_watts=limit_microwatts / MICROWATTS_PER_WATT if limit_microwatts else None,
-        wrap_microjoules=_number(folder / "max_energy_range_uj"),
+        wrap_microjoules=positive_number(folder / "max_energy_range_uj"),
     )
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
+def _sensor(device: Device, folder: Path) -> Sensor:
+    return Sensor(device, (folder / "energy_uj",), counts_energy=True)
 
 
-def _number(path: Path) -> int | None:
-    """A positive number, or `None`: firmware writes 0 for what it does not tell."""
-    text = _text(path)
-    return int(text) if text.isascii() and text.isdigit() and int(text) > 0 else None
-
-
-def _group_name() -> str:
+def group_name() -> str:
+    """The group that the daemon runs as, which a rule can let in."""
     group = os.getegid()
     try:
         return grp.getgrgid(group).gr_name

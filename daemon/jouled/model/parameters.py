@@ -74,7 +74,7 @@ class Parameters(Struct, frozen=True, kw_only=True):
     """All parameters of the core. node_meters: sources, the one to believe first where two measure the node alike."""
 
     node: str = ""
-    node_meters: tuple[str, ...] = ()
+    node_meters: tuple[str, ...] = ("redfish", "ipmi", "cray", "hwmon", "rapl")
     device_changes: tuple[DeviceChange, ...] = ()
     slos: tuple[Slo, ...] = ()
     tiers: tuple[Tier, ...] = (Tier("bulk"), Tier("goldilocks", 20.0), Tier("low_latency", 60.0))

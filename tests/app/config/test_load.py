@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jouled.api import PowerSettings
 from jouled.app.config import load, settings_for
 from jouled.model.errors import ConfigurationError
-from jouled.model.parameters import IdlePolicy, Parameters, Slo, Tier
+from jouled.model.parameters import DeviceChange, IdlePolicy, Parameters, Slo, Tier
 
 WHOLE = """
 [state]
@@ -71,6 +71,40 @@ def test_nothing_given_is_all_defaults():
     config = load(None, {"HOME": "/root", "JOULED_SOCKET": "/run/x"})
     assert config.serve.listen == "127.0.0.1:9966"
     assert config.parameters() == Parameters()
+
+
+def test_what_is_known_better_of_devices_reaches_the_core(tmp_path):
+    text = """
+[node]
+meters = ["ipmi", "redfish"]
+[[device]]
+name = "pdu1-outlet-3"
+parent = "feed"
+max_watts = 2000
+[[device]]
+name = "dcgm-gpu0"
+ignore = true
+"""
+    parameters = configuration(tmp_path, text).parameters()
+    assert parameters.node_meters == ("ipmi", "redfish")
+    assert parameters.device_changes == (
+        DeviceChange(name="pdu1-outlet-3", parent="feed", max_watts=2000.0),
+        DeviceChange(name="dcgm-gpu0", ignore=True),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[[device]]\nname = ""', "a device needs a name"),
+        ('[[device]]\nname = "a"\nparent = "a"', "nothing contains itself"),
+        ('[[device]]\nname = "a"\nmax_watts = 0', "is no limit"),
+        ('[[device]]\nname = "a"\n[[device]]\nname = "a"', "Give each device one table"),
+        ("[[device]]\nmax_watts = 3", "name"),
+    ],
+)
+def test_devices_that_make_no_sense_are_refused(tmp_path, text, said):
+    assert said in complaint(tmp_path, text)
 
 
 def test_every_section_reaches_its_place(tmp_path):

@@ -13,6 +13,7 @@ from tests.collectors.power.clocks import StepClock
 from jouled.api import PowerSource
 from jouled.model.device import DeviceKind, Quality
 from jouled.model.errors import SourceError, SourceState
+from jouled.model.parameters import Limits
 from jouled.model.readings import PowerReading
 from jouled_collectors.power.estimate import EstimateCollector, EstimateSettings, power_range_watts
 
@@ -120,6 +121,29 @@ class TestDevice:
         assert (device.name, device.kind) == ("cpu_estimate", DeviceKind.CPU_PACKAGE)
         assert (device.source, device.method, device.quality) == ("estimate", "linear_cpu_load", Quality.ESTIMATED)
         assert (device.idle_watts, device.max_watts) == (pytest.approx(74.0), pytest.approx(350.0))
+
+    @pytest.mark.parametrize(
+        ("options", "model"),
+        [
+            ({}, "linear in CPU load: Cloud Carbon Footprint AWS mean x 100 CPUs"),
+            ({"idle_watts": 50, "max_watts": 150}, "linear in CPU load: idle and max configured"),
+            (
+                {"idle_watts": 50},
+                "linear in CPU load: idle configured, max above it by Cloud Carbon Footprint AWS mean x 100 CPUs",
+            ),
+            (
+                {"max_watts": 150},
+                "linear in CPU load: max configured, idle by the ratio of Cloud Carbon Footprint AWS mean x 100 CPUs",
+            ),
+        ],
+    )
+    def test_it_names_its_model_and_where_the_figures_come_from(
+        self, load: Load, monkeypatch: pytest.MonkeyPatch, options: dict[str, float], model: str
+    ) -> None:
+        monkeypatch.setattr(psutil, "cpu_count", lambda: 100)
+        [device] = open_source(StepClock(), **options).devices
+        assert device.product == model
+        assert len(model) <= Limits().label_length
 
     def test_the_interval(self, load: Load) -> None:
         assert open_source(StepClock()).interval_seconds == 0.1

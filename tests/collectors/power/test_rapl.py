@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from jouled.model.device import DeviceKind, Quality
 from jouled.model.errors import SourceError, SourceState
 from jouled.model.readings import EnergyReading
 from jouled_collectors.power.rapl import RaplCollector, RaplSettings
+from jouled_collectors.power.sysfs_source import RETRY_NS
 
 NOBODY = 65534
 RANGE_UJ = 262_143_328_850
@@ -115,6 +117,47 @@ class TestZones:
         assert [device.name for device in source.devices] == ["cpu0"]
         source.close()
 
+    def test_the_platform_is_never_added_to_dies(self, tmp_path: Path) -> None:
+        make_zone(tmp_path, "intel-rapl:0", "psys", 60_293_987_000_000, max_energy_range_uj=4_294_967_295_000_000)
+        make_zone(tmp_path, "intel-rapl:0:0", "dram")
+        make_zone(tmp_path, "intel-rapl:1", "package-0-die-0")
+        make_zone(tmp_path, "intel-rapl:2", "package-0-die-1")
+        source = open_source(tmp_path)
+        assert [device.name for device in source.devices] == ["cpu0-die0", "cpu0-die1"]
+        source.close()
+
+    @pytest.mark.parametrize("enabled", [0, "", None])
+    def test_enabled_tells_of_the_limit_and_not_of_the_counter(self, tmp_path: Path, enabled: object) -> None:
+        folder = make_zone(tmp_path, "intel-rapl:0", "package-0", 9, enabled=enabled)
+        if enabled is None:
+            (folder / "enabled").unlink()
+        source = open_source(tmp_path)
+        assert microjoules(source) == {"cpu0": 9}
+        source.close()
+
+    def test_memory_that_is_not_metered_is_said_once_and_is_not_zero(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        make_zone(tmp_path, "intel-rapl:0", "package-0")
+        make_zone(tmp_path, "intel-rapl:0:0", "core")
+        clock = StepClock()
+        with caplog.at_level("INFO"):
+            source = open_source(tmp_path, clock)
+            for _ in range(4):
+                clock.advance(31)
+                assert set(microjoules(source)) == {"cpu0"}
+        assert [record.getMessage() for record in caplog.records] == [
+            "RAPL has no zone for memory here: the power of DRAM is not measured"
+        ]
+        assert source.parts == {}
+        source.close()
+
+    def test_nothing_is_said_where_memory_is_metered(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        two_sockets(tmp_path)
+        with caplog.at_level("INFO"):
+            open_source(tmp_path).close()
+        assert not caplog.records
+
     def test_the_platform_stands_for_the_node_without_a_package(self, tmp_path: Path) -> None:
         make_zone(tmp_path, "intel-rapl:0", "psys", 77)
         source = open_source(tmp_path)
@@ -195,6 +238,70 @@ class TestReads:
         assert microjoules(source) == {"cpu0": RANGE_UJ - 1}
         (folder / "energy_uj").write_text("17\n")
         assert microjoules(source) == {"cpu0": 17}
+        source.close()
+
+    def test_two_wraps_between_two_reads_do_not_happen(self) -> None:
+        fastest_wrap_seconds = 65_536 / 500
+        assert fastest_wrap_seconds / 2 > RETRY_NS / 1e9 + 30
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert({"interval_seconds": 30.1}, RaplSettings)
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            ("60293987000000", "beyond_range"),
+            (str(RANGE_UJ + 1), "beyond_range"),
+            ("18446744073709551615", "beyond_range"),
+            ("-1", "negative"),
+            ("N/A", "garbage"),
+            ("", "garbage"),
+            ("1_000", "garbage"),
+        ],
+    )
+    def test_what_is_no_energy_is_left_out_and_told(self, tmp_path: Path, content: str, reason: str) -> None:
+        two_sockets(tmp_path)
+        source = open_source(tmp_path)
+        energy = tmp_path / "class" / "powercap" / "intel-rapl:1" / "energy_uj"
+        assert source.parts == {}
+        energy.write_text(content)
+        assert set(microjoules(source)) == {"cpu0", "dram0", "dram1"}
+        assert (source.parts["cpu1"].state, source.parts["cpu1"].reason) == (SourceState.DOWN, reason)
+        assert str(energy) in source.parts["cpu1"].message
+        energy.write_text(f"{RANGE_UJ}\n")
+        assert microjoules(source)["cpu1"] == RANGE_UJ
+        assert source.parts == {"cpu1": None}
+        source.close()
+
+    def test_zones_numbered_anew_are_followed_by_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        two_sockets(tmp_path)
+        source = open_source(tmp_path)
+        powercap = tmp_path / "class" / "powercap"
+        stale = {int(path.name) for path in open_descriptors() if powercap in path.resolve().parents}
+        shutil.rmtree(powercap)
+        make_zone(tmp_path, "intel-rapl:0", "package-1", 101)
+        make_zone(tmp_path, "intel-rapl:1", "package-0", 100)
+        make_zone(tmp_path, "intel-rapl:1:0", "dram", 200)
+        pread = os.pread
+
+        def gone(descriptor: int, size: int, offset: int) -> bytes:
+            if descriptor in stale:
+                stale.discard(descriptor)
+                raise OSError(errno.ENODEV, "No such device")
+            return pread(descriptor, size, offset)
+
+        monkeypatch.setattr(os, "pread", gone)
+        assert microjoules(source) == {"cpu0": 100, "dram0": 200, "cpu1": 101}
+        assert source.parts["dram1"].reason == "unreadable"
+        source.close()
+
+    def test_a_zone_that_appears_later(self, tmp_path: Path) -> None:
+        make_zone(tmp_path, "intel-rapl:0", "package-0", 10)
+        clock = StepClock()
+        source = open_source(tmp_path, clock)
+        make_zone(tmp_path, "intel-rapl:0:0", "dram", 20)
+        clock.advance(30)
+        assert microjoules(source) == {"cpu0": 10, "dram0": 20}
+        assert [device.name for device in source.devices] == ["cpu0", "dram0"]
         source.close()
 
     def test_stamped_at_the_middle_of_each_read(self, tmp_path: Path) -> None:
@@ -330,6 +437,8 @@ class TestPermission:
         with unprivileged():
             source = open_source(open_root)
             assert set(microjoules(source)) == {"cpu0", "cpu1", "dram1"}
+        assert (source.parts["dram0"].state, source.parts["dram0"].reason) == (SourceState.DENIED, "permission")
+        assert "udevadm trigger" in source.parts["dram0"].mend
         source.close()
 
     def test_a_zone_that_may_not_be_listed_still_counts_itself(self, open_root: Path) -> None:

@@ -10,6 +10,8 @@
  *   gpuN.current, .average the gauges (default watts, and all ones: as an MI300)
  *   gpuN.cap               enforced limit (default 750000000, microwatts)
  *   gpuN.partitions        how many processors the socket has (default 1); only the first tells energy and power
+ *   gpuN.hidden            how many of the first of them this process does not see (default 0)
+ *   gpuN.partition_id      what the processor says of itself (default its number in the socket)
  *   gpuN.mode              SPX, DPX, QPX, CPX (text)
  *   gpuN.xcp               number of partitions that the metrics tell (default all ones)
  *   gpuN.bdf               "domain bus device function", hexadecimal (default 0 (10 + 10 N) 0 0)
@@ -125,8 +127,9 @@ Status amdsmi_get_socket_handles(uint32_t *number, void **handles) {
 Status amdsmi_get_processor_handles(void *socket, uint32_t *number, void **handles) {
     Processor *first = socket;
     uint64_t here = gpu_number(first->gpu, "partitions", 1);
-    *number = here > MAX_PARTITIONS ? MAX_PARTITIONS : (uint32_t)here;
-    for (unsigned partition = 0; handles && partition < *number; partition++) handles[partition] = first + partition;
+    uint64_t hidden = gpu_number(first->gpu, "hidden", 0);
+    *number = (uint32_t)((here > MAX_PARTITIONS ? MAX_PARTITIONS : here) - hidden);
+    for (unsigned partition = 0; handles && partition < *number; partition++) handles[partition] = first + hidden + partition;
     return library_code();
 }
 
@@ -150,7 +153,7 @@ typedef struct { uint64_t kfd; uint32_t node, partition, reserved[12]; } Kfd;
 Status amdsmi_get_gpu_kfd_info(void *handle, Kfd *info) {
     Processor *processor = handle;
     memset(info, 0, sizeof *info);
-    info->partition = (uint32_t)processor->partition;
+    info->partition = (uint32_t)gpu_number(processor->gpu, "partition_id", (uint64_t)processor->partition);
     return code(processor, "kfd");
 }
 

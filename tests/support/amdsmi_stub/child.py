@@ -48,6 +48,10 @@ class Child:
         """One read's status, by device."""
         return {one.device: one for one in self.read() if isinstance(one, DeviceStatus)}
 
+    def parts(self) -> dict[str, SourceError | None]:
+        """What is wrong with single GPUs since the last read."""
+        return {name: told and source_error(told) for name, told in self._ask(do="parts").items()}
+
     def refused(self, *, for_seconds: float, step_seconds: float = 1.0) -> SourceError:
         """Read on until a read is refused; fails where none is within this time of the clock."""
         for _ in range(round(for_seconds / step_seconds)):
@@ -94,15 +98,14 @@ class Child:
         assert line, "the driver ended: its traceback is above"
         answer = msgspec.json.decode(line)
         if isinstance(answer, dict) and "error" in answer:
-            error = answer["error"]
-            raise SourceError(
-                SourceState(error["state"]),
-                error["reason"],
-                error["message"],
-                mend=error["mend"],
-                fatal=error["fatal"],
-            )
+            raise source_error(answer["error"])
         return answer
+
+
+def source_error(told: dict[str, Any]) -> SourceError:
+    """The error as it was in the child."""
+    state = SourceState(told["state"])
+    return SourceError(state, told["reason"], told["message"], mend=told["mend"], fatal=told["fatal"])
 
 
 @contextmanager

@@ -86,10 +86,10 @@ def render(collectors: Mapping[str, type[Struct]], sinks: Mapping[str, type[Stru
         kind = bare(field.type)
         if field.encode_name == "power":
             sections.append(_section("[power.<collector>]", PowerSettings))
-            sections += [_section(f"[power.{name}]", collectors[name]) for name in sorted(collectors)]
+            sections += [part for name in sorted(collectors) for part in _sections(f"power.{name}", collectors[name])]
         elif field.encode_name == "sinks":
             sections.append(_section("[sinks.<name>]", SinkSettings))
-            sections += [_section(f"[sinks.{name}]", sinks[name]) for name in sorted(sinks)]
+            sections += [part for name in sorted(sinks) for part in _sections(f"sinks.{name}", sinks[name])]
         elif isinstance(kind, inspect.ListType) and isinstance(kind.item_type, inspect.StructType):
             sections.append(_section(f"[[{field.encode_name}]]", kind.item_type.cls))
         elif isinstance(kind, inspect.StructType):
@@ -97,16 +97,30 @@ def render(collectors: Mapping[str, type[Struct]], sinks: Mapping[str, type[Stru
     return "\n".join(sections)
 
 
-def _sections(name: str, struct: type[Struct]) -> Iterator[str]:
-    yield _section(f"[{name}]", struct)
+def _sections(name: str, struct: type[Struct], brackets: str = "[]") -> Iterator[str]:
+    """A table and those in it; `[[]]` are the brackets of tables of which there may be several."""
+    half = len(brackets) // 2
+    yield _section(f"{brackets[:half]}{name}{brackets[half:]}", struct)
     for field in _fields(struct):
-        kind = bare(field.type)
-        if isinstance(kind, inspect.StructType):
-            yield from _sections(f"{name}.{field.encode_name}", kind.cls)
+        inner, times = _tables(field)
+        if inner is not None:
+            yield from _sections(f"{name}.{field.encode_name}", inner, times)
+
+
+def _tables(field: inspect.Field) -> tuple[type[Struct] | None, str]:
+    """The struct of which a field holds one or several, and the brackets of its tables; `None` for other fields."""
+    kind = bare(field.type)
+    if isinstance(kind, inspect.UnionType):
+        kind = next((bare(each) for each in kind.types if isinstance(bare(each), inspect.StructType)), kind)
+    if isinstance(kind, inspect.StructType):
+        return kind.cls, "[]"
+    if isinstance(kind, inspect.ListType | inspect.VarTupleType) and isinstance(kind.item_type, inspect.StructType):
+        return kind.item_type.cls, "[[]]"
+    return None, ""
 
 
 def _section(title: str, struct: type[Struct]) -> str:
-    fields = [field for field in _fields(struct) if not isinstance(bare(field.type), inspect.StructType)]
+    fields = [field for field in _fields(struct) if _tables(field)[0] is None]
     rows = "\n".join(_row(field) for field in fields)
     head = "| key | value | default | meaning |\n|---|---|---|---|"
     return f"## `{title}`\n\n{cleandoc(struct.__doc__ or '')}\n\n{head}\n{rows}\n"

@@ -52,7 +52,7 @@ class Node(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             description="Sources that measure the whole node, the one to believe first. Of meters of one kind only "
             "those of one source (or of one feed) count; outlets go before power supplies, these before the BMC."
         ),
-    ] = field(default_factory=lambda: ["redfish", "ipmi", "cray", "hwmon", "rapl"])
+    ] = field(default_factory=lambda: list(Parameters().node_meters))
 
 
 class DeviceConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,12 +12,17 @@ def leaves(devices: Iterable[Device]) -> list[Device]:
     """Devices that are counted one by one: GPUs, packages, DRAM, and a module that replaces its parts.
 
     A module with no GPU meter of its own inside (superchips that report only the whole) stands for all it contains.
-    A device that two sources show is counted once.
+    Packages and memory that name no parent are inside the modules then: superchips have no other processors beside
+    them. A device that two sources show is counted once.
     """
     known = _each_once(devices)
     with_gpu = {device.parent for device in known if device.kind is DeviceKind.GPU}
     replacing = {d.name for d in known if d.kind is DeviceKind.MODULE and d.name not in with_gpu}
-    return [d for d in known if d.name in replacing or (d.kind in LEAF_KINDS and d.parent not in replacing)]
+
+    def is_inside(device: Device) -> bool:
+        return device.parent in replacing or (bool(replacing) and device.kind in HOST_KINDS and not device.parent)
+
+    return [d for d in known if d.name in replacing or (d.kind in LEAF_KINDS and not is_inside(d))]
 
 
 def _each_once(devices: Iterable[Device]) -> list[Device]:

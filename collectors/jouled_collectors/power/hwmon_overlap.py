@@ -1,0 +1,36 @@
+"""What other sources of this node meter already, so that no joule is counted twice.
+
+The better meter wins: RAPL (a counter of each package, each ms), then Cray's pm_counters (counters, 10 Hz), then hwmon;
+GPUs are the vendor libraries'.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jouled.model.device import DeviceKind
+from jouled_collectors.power.rapl_zones import readable_kinds
+from jouled_collectors.power.sysfs_sensor import Sensor
+
+GPU_DRIVERS = ("nvidia", "amdgpu")
+"""Drivers whose GPUs have a source of their own, by the vendor's library."""
+
+_PARTS = frozenset({DeviceKind.CPU_PACKAGE, DeviceKind.DRAM})
+"""Kinds of which all devices are added up; of meters of the whole node the core believes one (`[node] meters`)."""
+
+
+def counted_parts(sysfs_root: Path, *others: frozenset[DeviceKind]) -> frozenset[DeviceKind]:
+    """CPU packages and memory that RAPL, or one of `others`, meters here."""
+    return _PARTS & readable_kinds(sysfs_root).union(*others)
+
+
+def gpus_are_metered(sysfs_root: Path) -> bool:
+    """Whether a driver holds GPUs that the vendor's library meters: a PCI driver's folder links to each of them."""
+    drivers = sysfs_root / "bus" / "pci" / "drivers"
+    return any(any((drivers / name).glob("*:*:*.*")) for name in GPU_DRIVERS)
+
+
+def chosen(sensors: Sequence[Sensor], names: Sequence[str] | None, elsewhere: frozenset[DeviceKind]) -> list[Sensor]:
+    """Those that the operator named, whatever else meters them; else those that nothing else meters."""
+    if names is None:
+        return [sensor for sensor in sensors if sensor.device.kind not in elsewhere]
+    return [sensor for sensor in sensors if sensor.device.name in names]
