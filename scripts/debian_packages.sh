@@ -20,6 +20,7 @@ need chromium chromium                      # opens the page
 need systemd-analyze systemd                # verifies the unit
 need ip iproute2                            # a cable that is pulled
 need tc iproute2                            # a line that is thin
+need openssl openssl                        # certificates for servers of the tests
 need nft nftables                           # a firewall
 need ipmitool ipmitool                      # asks the BMC
 need ipmi_sim openipmi                      # a BMC that knows no DCMI

@@ -16,6 +16,7 @@ _PACKAGES = {
     "ipmi_sim": "openipmi",
     "mosquitto": "mosquitto",
     "nft": "nftables",
+    "openssl": "openssl",
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "strace": "strace",

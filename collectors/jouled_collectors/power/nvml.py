@@ -1,22 +1,33 @@
 """NVIDIA GPUs by NVML, the management library that comes with the driver."""
 
-from typing import ClassVar, Literal, cast
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, cast
+
+from msgspec import Meta
 
 from jouled.api import Clock, PowerSettings, PowerSource
 from jouled_collectors.power.settings import IntervalSeconds, Watts
 
 
-class NvmlSettings(PowerSettings, kw_only=True):
-    """Settings of `[power.nvml]`.
+class NvmlSettings(PowerSettings, kw_only=True, forbid_unknown_fields=True):
+    """Settings of `[power.nvml]`."""
 
-    interval_seconds: unset, 0.02 where reading all devices costs at most 5 % of it, else 0.1. idle_watts,
-    uplift_watts: of each GPU; unset, they are learned. devices: only these GPUs, by index or UUID; unset, all.
-    """
-
-    interval_seconds: IntervalSeconds | None = None
-    idle_watts: Watts | None = None
-    uplift_watts: Watts | None = None
-    devices: list[int | str] | None = None
+    interval_seconds: Annotated[
+        IntervalSeconds | None,
+        Meta(
+            description="Time between two reads. Unset: 0.02 where reading all GPUs costs at most 5 % of it, else 0.1."
+        ),
+    ] = None
+    idle_watts: Annotated[Watts | None, Meta(description="Idle power of each GPU. Unset: it is learned.")] = None
+    uplift_watts: Annotated[
+        Watts | None, Meta(description="What being busy adds to each GPU before any work. Unset: it is learned.")
+    ] = None
+    devices: Annotated[list[int | str] | None, Meta(description="Only these GPUs, by index or UUID. Unset: all.")] = (
+        None
+    )
+    proc_root: Annotated[
+        str, Meta(description="Where /proc of the host is mounted; GPUs that are added are seen there.")
+    ] = "/proc"
 
 
 class NvmlCollector:
@@ -38,4 +49,5 @@ class NvmlCollector:
             interval_seconds=options.interval_seconds,
             idle_watts=options.idle_watts,
             uplift_watts=options.uplift_watts,
+            proc_root=Path(options.proc_root),
         )

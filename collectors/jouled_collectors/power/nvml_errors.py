@@ -26,6 +26,13 @@ DEVICE_LOST = frozenset(
 UNSUPPORTED = frozenset({pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND})
 """The device, or a driver this old, will never answer this call."""
 
+NEEDS_NEW_HANDLE = (
+    DEVICE_LOST
+    | UNSUPPORTED
+    | {pynvml.NVML_ERROR_NO_PERMISSION, pynvml.NVML_ERROR_INVALID_ARGUMENT, pynvml.NVML_ERROR_UNKNOWN}
+)
+"""Asking once more soon does not help: a reset may have taken the handle along."""
+
 
 _GPU_LOST = (
     SourceState.DOWN,
@@ -69,10 +76,31 @@ _DECISIONS = {
 } | dict.fromkeys(DEVICE_LOST, _GPU_LOST)
 
 
+def device_error(name: str, error: pynvml.NVMLError) -> SourceError:
+    """What an NVML error says of one GPU, while the others go on."""
+    if error.value in DEVICE_LOST:
+        state, reason, _, mend = _GPU_LOST
+        return SourceError(state, reason, f"{name} is lost or needs a reset ({error})", mend=mend)
+    if error.value in UNSUPPORTED:
+        return SourceError(
+            SourceState.ABSENT,
+            "no_meter",
+            f"{name} tells neither energy nor power ({error})",
+            mend="A virtual GPU has no meter: read the node from its host, its BMC or its PDU; to be told no more, name"
+            " the other GPUs by `devices` in [power.nvml]",
+        )
+    state, reason, _, mend = _decision(error)
+    return SourceError(state, reason, f"{name} does not answer ({error})", mend=mend)
+
+
 def source_error(error: pynvml.NVMLError) -> SourceError:
     """The decision that an NVML error carries for the whole source."""
-    other = (SourceState.DOWN, f"nvml_{error.value}", f"NVML failed: {error}", "")
-    state, reason, message, mend = _DECISIONS.get(error.value, other)
+    state, reason, message, mend = _decision(error)
     # The binding leaves the library loaded after nvmlShutdown, so a mismatch never heals in this process.
     fatal = error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
     return SourceError(state, reason, message, mend=mend, fatal=fatal)
+
+
+def _decision(error: pynvml.NVMLError) -> tuple[SourceState, str, str, str]:
+    other = (SourceState.DOWN, f"nvml_{error.value}", f"NVML failed: {error}", "")
+    return _DECISIONS.get(error.value, other)

@@ -1,79 +1,65 @@
 """Looks for the GPUs of this node and chooses how to read each."""
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pynvml
 
-from jouled.model.device import Device, DeviceKind
+from jouled.model.device import Device
 from jouled.model.errors import SourceError, SourceState
-from jouled_collectors.power.nvml_errors import DEVICE_LOST, SOURCE_GONE, source_error
-from jouled_collectors.power.nvml_meters import Handle, Meter, probe
+from jouled_collectors.power.nvml_errors import DEVICE_LOST, SOURCE_GONE, UNSUPPORTED, device_error, source_error
+from jouled_collectors.power.nvml_gpu import Gpu
+from jouled_collectors.power.nvml_meters import Handle, probe
+from jouled_collectors.power.nvml_modules import without_shared_modules
 from jouled_collectors.power.nvml_status import StatusReader
 
-_logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """GPUs that have a meter, and what is wrong with those that are not read, by index."""
+
+    gpus: Sequence[Gpu]
+    missing: Mapping[int, SourceError]
 
 
-@dataclass(slots=True)
-class Gpu:
-    """One GPU. `handle` is `None` while it is lost; it is then asked again at `retry_at_ns`."""
-
-    device: Device
-    meter: Meter
-    status: StatusReader
-    handle: Handle | None
-    retry_at_ns: int = 0
-
-
-def find(
-    selected: Sequence[int | str] | None, idle_watts: float | None, uplift_watts: float | None
-) -> tuple[list[Gpu], list[int]]:
-    """The selected GPUs (indices or UUIDs; `None` is all) that have a meter, and the indices of lost ones.
+def find(selected: Sequence[int | str] | None, idle_watts: float | None, uplift_watts: float | None) -> Found:
+    """Look at the selected GPUs (indices or UUIDs; `None` is all).
 
     Raises `NVMLError` where the source as a whole is gone, `SourceError` where nothing is left to read.
     """
     gpus: list[Gpu] = []
-    lost: list[int] = []
-    refusals: list[pynvml.NVMLError] = []
-    known: set[int | str] = set()
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        known.add(index)
+    uuids: dict[int, str] = {}
+    failures: dict[int, pynvml.NVMLError] = {}
+    count = pynvml.nvmlDeviceGetCount()
+    for index in range(count):
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            uuid = _text(pynvml.nvmlDeviceGetUUID, handle)
-            known.update([uuid] if uuid else [])
-            if selected is None or index in selected or uuid in selected:
-                gpus.append(_gpu(index, uuid, handle, idle_watts, uplift_watts))
+            uuids[index] = _text(pynvml.nvmlDeviceGetUUID, handle)
+            if selected is None or index in selected or uuids[index] in selected:
+                gpus.append(_gpu(index, uuids[index], handle, idle_watts, uplift_watts))
         except pynvml.NVMLError as error:
-            _sort_out(index, error, lost, refusals)
-    unknown = [name for name in selected or () if name not in known]
-    if selected is not None and not unknown:
-        lost = [index for index in lost if index in selected]
-    _check(gpus, lost, refusals, unknown, known)
-    return _without_shared_modules(gpus), lost
+            if error.value in SOURCE_GONE:
+                raise
+            failures[index] = error
+    if selected is not None:
+        failures = _of_selected(selected, count, uuids, failures)
+    if not gpus:
+        raise _nothing_to_read(list(failures.values()))
+    missing = {index: device_error(f"gpu{index}", error) for index, error in failures.items()}
+    return Found(without_shared_modules(gpus), missing)
 
 
-def _sort_out(index: int, error: pynvml.NVMLError, lost: list[int], refusals: list[pynvml.NVMLError]) -> None:
-    if error.value in SOURCE_GONE:
-        raise error
-    if error.value in DEVICE_LOST:
-        lost.append(index)
-        _logger.warning("gpu%d is lost (%s); the other GPUs go on", index, error)
-    else:
-        refusals.append(error)
-        _logger.warning("gpu%d has no readable energy or power (%s); it is left out", index, error)
+def _of_selected(
+    selected: Sequence[int | str], count: int, uuids: Mapping[int, str], failures: Mapping[int, pynvml.NVMLError]
+) -> dict[int, pynvml.NVMLError]:
+    """The failures of selected GPUs, of which one that does not even tell its UUID may be any.
 
-
-def _check(
-    gpus: Sequence[Gpu],
-    lost: Sequence[int],
-    refusals: Sequence[pynvml.NVMLError],
-    unknown: Sequence[int | str],
-    known: set[int | str],
-) -> None:
-    """Raises `SourceError` for a selection that names no GPU of this node, and where nothing is left to read."""
-    if unknown and not lost:
+    Raises `SourceError` for a selection that names no GPU of this node.
+    """
+    known: set[int | str] = {*range(count), *filter(None, uuids.values())}
+    unknown = [name for name in selected if name not in known]
+    nameless = failures.keys() - uuids.keys() if unknown else set()
+    if unknown and not nameless:
         have = ", ".join(sorted(map(str, known))) or "none"
         raise SourceError(
             SourceState.ABSENT,
@@ -81,20 +67,26 @@ def _check(
             f"No GPU {', '.join(map(str, unknown))} on this node; it has {have}",
             mend="Correct `devices` in [power.nvml]; a MIG slice has no meter of its own, name its GPU",
         )
-    if gpus:
-        return
-    if lost:
-        raise source_error(pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST))
-    if any(error.value == pynvml.NVML_ERROR_NO_PERMISSION for error in refusals):
-        raise source_error(pynvml.NVMLError(pynvml.NVML_ERROR_NO_PERMISSION))
-    if refusals:
-        raise SourceError(
-            SourceState.ABSENT,
-            "no_meter",
-            f"No GPU tells its energy or power ({refusals[0]})",
-            mend="A virtual GPU has no meter: read the node from its host, its BMC or its PDU",
-        )
-    raise SourceError(SourceState.ABSENT, "no_gpu", "NVML lists no GPU to read", mend="Look at: nvidia-smi -L")
+    return {
+        index: error
+        for index, error in failures.items()
+        if index in selected or index in nameless or uuids.get(index) in selected
+    }
+
+
+def _nothing_to_read(failures: Sequence[pynvml.NVMLError]) -> SourceError:
+    """Why no GPU is read: what may pass, or can be mended, comes first."""
+    if not failures:
+        return SourceError(SourceState.ABSENT, "no_gpu", "NVML lists no GPU to read", mend="Look at: nvidia-smi -L")
+    refusals = [error for error in failures if error.value in UNSUPPORTED]
+    if len(refusals) < len(failures):
+        return source_error(next(error for error in failures if error not in refusals))
+    return SourceError(
+        SourceState.ABSENT,
+        "no_meter",
+        f"No GPU tells its energy or power ({refusals[0]})",
+        mend="A virtual GPU has no meter: read the node from its host, its BMC or its PDU",
+    )
 
 
 def _gpu(index: int, uuid: str, handle: Handle, idle_watts: float | None, uplift_watts: float | None) -> Gpu:
@@ -132,25 +124,3 @@ def _text(call: Callable[[Handle], str], handle: Handle) -> str:
         if error.value in SOURCE_GONE | DEVICE_LOST:
             raise
         return ""
-
-
-def _without_shared_modules(gpus: Sequence[Gpu]) -> list[Gpu]:
-    """Two GPUs of one superchip report the same module: it is counted once, by its first GPU."""
-    first_by_module: dict[int, str] = {}
-    kept = []
-    for gpu in gpus:
-        module = _module_id(gpu.handle) if gpu.meter.kind is DeviceKind.MODULE else 0
-        first = first_by_module.setdefault(module, gpu.device.name)
-        # 0 is every product without a baseboard, not one module.
-        if module == 0 or first == gpu.device.name:
-            kept.append(gpu)
-        else:
-            _logger.info("%s reports the same module as %s; it is counted once", gpu.device.name, first)
-    return kept
-
-
-def _module_id(handle: Handle) -> int:
-    try:
-        return int(pynvml.nvmlDeviceGetModuleId(handle))
-    except pynvml.NVMLError:
-        return 0

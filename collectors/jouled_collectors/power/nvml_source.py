@@ -1,8 +1,8 @@
-"""The opened NVML source: its GPUs, read one after the other; a lost one is left out and asked again."""
+"""The opened NVML source: its GPUs, read one after the other; one that does not answer is left out and told apart."""
 
 import contextlib
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pynvml
@@ -12,9 +12,12 @@ from jouled.model.device import Device
 from jouled.model.errors import SourceError, SourceState
 from jouled.model.readings import EnergyReading, PowerReading
 from jouled.model.units import nanoseconds, seconds
-from jouled_collectors.power.nvml_errors import DEVICE_LOST, SOURCE_GONE, UNSUPPORTED, source_error
-from jouled_collectors.power.nvml_find import Gpu, find
-from jouled_collectors.power.nvml_meters import Handle, probe
+from jouled_collectors.power.nvml_bus import Bus
+from jouled_collectors.power.nvml_errors import source_error
+from jouled_collectors.power.nvml_find import Found, find
+from jouled_collectors.power.nvml_gpu import REPROBE_NS, RETRY_NS
+from jouled_collectors.power.nvml_meters import probe
+from jouled_collectors.power.nvml_mig import partitions
 
 FAST_INTERVAL_SECONDS = 0.02
 DEFAULT_INTERVAL_SECONDS = 0.1
@@ -22,111 +25,95 @@ FAST_COST_SHARE = 0.05
 """The counter moves about every 100 ms: polling at 20 ms finds the moment, if it costs at most this share."""
 
 COST_PROBES = 5
-RETRY_NS = nanoseconds(30)
 STATUS_NS = nanoseconds(10)
-
-_logger = logging.getLogger(__name__)
 
 
 class NvmlSource:
-    """The GPUs of this node."""
+    """The GPUs of this node.
 
-    def __init__(self, clock: Clock, gpus: Sequence[Gpu], lost: Sequence[int], driver: str) -> None:
-        self.devices: Sequence[Device] = tuple(gpu.device for gpu in gpus)
+    parts: each GPU by name, and why it is not read; the others go on.
+    """
+
+    def __init__(self, clock: Clock, found: Found, driver: str, bus: Bus) -> None:
         self.interval_seconds = DEFAULT_INTERVAL_SECONDS
+        self.parts: Mapping[str, SourceError | None] = {}
+        self._missing = {f"gpu{index}": error for index, error in found.missing.items()}
         self._clock = clock
-        self._gpus = gpus
-        self._lost_at_open = lost
-        self._lost_retry_at_ns = clock.now_ns() + RETRY_NS
+        self._gpus = found.gpus
         self._driver = driver
-        self._status_at_ns = clock.now_ns()
-        self._failure = pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        self._bus = bus
+        self._missing_at_ns = {index: clock.now_ns() + _retry_ns(error) for index, error in found.missing.items()}
+        self._status_at_ns = self._look_at_ns = clock.now_ns()
+        self._partitions: Sequence[Device] = ()
+        self.devices: Sequence[Device] = ()
+        self._look_around(clock.now_ns())
+        self._tell_devices()
 
     def read(self) -> list[Reading]:
         """Read every GPU that answers; about every 10 s also its status. Raises `SourceError` when none answers."""
         now_ns = self._clock.now_ns()
-        self._ask_lost_again(now_ns)
+        if now_ns >= self._look_at_ns:
+            self._look_around(now_ns)
         readings: list[Reading] = [*self.read_meters()]
         if now_ns >= self._status_at_ns:
             self._status_at_ns = now_ns + STATUS_NS
             readings.extend(
                 gpu.status.read(gpu.device.name, gpu.handle, now_ns, self._driver)
                 for gpu in self._gpus
-                if gpu.handle is not None
+                if gpu.error is None
             )
+        self._tell_devices()
         return readings
 
     def read_meters(self) -> list[EnergyReading | PowerReading]:
         """Energy or power of every GPU that answers. Raises `SourceError` when none does."""
-        readings = [reading for gpu in self._gpus if (reading := self._read_meter(gpu)) is not None]
-        if readings:
-            return readings
-        raise source_error(self._failure) from self._failure
+        readings = [reading for gpu in self._gpus if (reading := gpu.read(self._clock)) is not None]
+        self.parts = {**self._missing, **{gpu.device.name: gpu.error for gpu in self._gpus}}
+        if not readings:
+            failure = next(gpu.failure for gpu in self._gpus if gpu.failure is not None)
+            raise source_error(failure) from failure
+        return readings
 
     def close(self) -> None:
         """Let go of the driver."""
         shut_down()
 
-    def _read_meter(self, gpu: Gpu) -> EnergyReading | PowerReading | None:
-        if gpu.handle is None:
-            return None
-        before_ns = self._clock.now_ns()
-        try:
-            value = gpu.meter.read(gpu.handle)
-        except pynvml.NVMLError as error:
-            self._take_failure(gpu, error)
-            return None
-        return gpu.meter.reading(gpu.device.name, (before_ns + self._clock.now_ns()) // 2, value)
+    def _look_around(self, now_ns: int) -> None:
+        """About every 30 s: which MIG instances there are, and whether a GPU was added or answers again.
 
-    def _take_failure(self, gpu: Gpu, error: pynvml.NVMLError) -> None:
-        self._failure = error
-        if error.value in SOURCE_GONE:
-            raise source_error(error) from error
-        if error.value in UNSUPPORTED:
-            raise SourceError(
-                SourceState.DOWN,
-                "reading_vanished",
-                f"{gpu.device.name} no longer supports {gpu.meter.method}; it is opened again with what is left",
-            ) from error
-        if error.value in DEVICE_LOST:
-            gpu.handle = None
-            gpu.retry_at_ns = self._clock.now_ns() + RETRY_NS
-            _logger.warning("%s is lost (%s); the other GPUs go on", gpu.device.name, error)
-
-    def _ask_lost_again(self, now_ns: int) -> None:
-        for gpu in self._gpus:
-            if gpu.handle is None and now_ns >= gpu.retry_at_ns:
-                gpu.retry_at_ns = now_ns + RETRY_NS
-                gpu.handle = _handle_again(gpu)
-        if self._lost_at_open and now_ns >= self._lost_retry_at_ns:
-            self._lost_retry_at_ns = now_ns + RETRY_NS
-            for index in self._lost_at_open:
+        NVML lists the GPUs that were there when it was initialised, so a new one asks for opening the source again.
+        """
+        self._look_at_ns = now_ns + RETRY_NS
+        if self._bus.has_more():
+            raise SourceError(SourceState.DOWN, "gpu_added", "A GPU was added: NVML is opened again to see it")
+        for index, ask_at_ns in self._missing_at_ns.items():
+            if now_ns >= ask_at_ns:
+                self._missing_at_ns[index] = now_ns + _retry_ns(self._missing[f"gpu{index}"])
                 _raise_if_back(index)
+        self._partitions = [
+            partition
+            for gpu in self._gpus
+            if gpu.handle is not None
+            for partition in partitions(gpu.device, gpu.handle)
+        ]
+
+    def _tell_devices(self) -> None:
+        devices = [*(gpu.device for gpu in self._gpus), *self._partitions]
+        if devices != self.devices:
+            self.devices = devices
 
 
-def _handle_again(gpu: Gpu) -> Handle | None:
-    device = gpu.device
-    try:
-        # Indices move up when a GPU has fallen off the bus; the UUID stays.
-        handle = (
-            pynvml.nvmlDeviceGetHandleByUUID(device.uuid)
-            if device.uuid
-            else pynvml.nvmlDeviceGetHandleByIndex(device.index)
-        )
-        gpu.meter.read(handle)
-    except pynvml.NVMLError:
-        return None
-    _logger.warning("%s answers again", device.name)
-    return handle
+def _retry_ns(error: SourceError) -> int:
+    return REPROBE_NS if error.state is SourceState.ABSENT else RETRY_NS
 
 
 def _raise_if_back(index: int) -> None:
-    """A source's devices are fixed while it is open, so a new one asks for opening it again."""
+    """Asks a GPU that could not be read when the source was opened."""
     try:
         probe(pynvml.nvmlDeviceGetHandleByIndex(index))
     except pynvml.NVMLError:
         return
-    raise SourceError(SourceState.DOWN, "gpu_returned", f"GPU {index}, lost at the start, answers again")
+    raise SourceError(SourceState.DOWN, "gpu_returned", f"GPU {index}, not read until now, answers: opened again")
 
 
 def open_source(
@@ -136,16 +123,17 @@ def open_source(
     interval_seconds: float | None,
     idle_watts: float | None,
     uplift_watts: float | None,
+    proc_root: Path,
 ) -> NvmlSource:
     """Open NVML and its GPUs; NVML is shut down again where that fails. Raises `SourceError`."""
     with contextlib.ExitStack() as undo:
         try:
             pynvml.nvmlInit()
             undo.callback(shut_down)
-            gpus, lost = find(selected, idle_watts, uplift_watts)
+            bus = Bus(proc_root)
+            source = NvmlSource(clock, find(selected, idle_watts, uplift_watts), driver_version(), bus)
         except pynvml.NVMLError as error:
             raise source_error(error) from error
-        source = NvmlSource(clock, gpus, lost, driver_version())
         source.interval_seconds = interval_seconds or choose_interval_seconds(source.read_meters, clock)
         undo.pop_all()
     return source

@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -72,7 +72,7 @@ def serve(certificate: Path | None = None) -> Iterator[FakeExporter]:
 
 
 @contextmanager
-def speak(*pieces: bytes, pause_seconds: float = 0.0, stays: bool = False) -> Iterator[str]:
+def speak(pieces: Iterable[bytes], pause_seconds: float = 0.0, stays: bool = False) -> Iterator[str]:
     """A server that sends these bytes to whoever connects, whatever it asks. Yields its address.
 
     pause_seconds: between two pieces. stays: it keeps the connection open afterwards.

@@ -12,6 +12,7 @@
  *   gpuN.device_id         PCI device id (default 0x2330)
  *   gpuN.mig               MIG instances, "GI CI SLICES" each on a line of its own; empty: MIG mode without instances
  *   gpuN.mig_slices        slices of the whole GPU (default 7)
+ *   gpuN.stale             1: handles given out before are invalid, as after a reset
  *   gpuN.slow              microseconds that each reading of energy or power takes
  *   gpuN.CALL.code         return code of CALL: handle, name, uuid, pci, energy, power, limit, fields,
  *                          mig, attributes, or `all`
@@ -33,7 +34,7 @@ enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, 
 
 static int initialised;
 /* A GPU, or a MIG instance of it: then `slices` is above 0 and there are no meters. */
-static struct Gpu { int index; double joules, seen; unsigned gi, ci, slices; } gpus[MAX_GPUS], migs[MAX_GPUS][MAX_MIGS];
+static struct Gpu { int index, fresh; double joules, seen; unsigned gi, ci, slices; } gpus[MAX_GPUS], migs[MAX_GPUS][MAX_MIGS];
 
 static double now(void) {
     struct timespec t;
@@ -75,6 +76,7 @@ static Return code(const struct Gpu *gpu, const char *call) {
     Return library = library_code();
     if (library) return library;
     if (gpu->slices && strcmp(call, "name") && strcmp(call, "uuid") && strcmp(call, "attributes")) return NOT_SUPPORTED;
+    if (gpu_number(gpu->index, "stale", 0) && !gpu->fresh) return INVALID_ARGUMENT;
     if (control(text, sizeof text, "gpu%d.all.code", gpu->index)) return atoi(text);
     return control(text, sizeof text, "gpu%d.%s.code", gpu->index, call) ? atoi(text) : SUCCESS;
 }
@@ -137,6 +139,7 @@ Return nvmlDeviceGetCount_v2(unsigned *number) {
 Return nvmlDeviceGetHandleByIndex_v2(unsigned index, Device *device) {
     if (index >= count()) return library_code() ? library_code() : INVALID_ARGUMENT;
     *device = &gpus[index];
+    gpus[index].fresh = (int)gpu_number((int)index, "stale", 0);
     return code(&gpus[index], "handle");
 }
 
