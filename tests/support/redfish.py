@@ -25,7 +25,8 @@ class Bmc:
     """tree: what it answers by path: a document, or bytes, or a `web.Response` maker.
 
     delay_seconds: before each answer; hangs: never answers GETs; statuses: an answer's status by path;
-    has_sessions: whether it has a session service; wants_login: whether reading needs one.
+    has_sessions: whether it has a session service; wants_login: whether reading needs one; breaks_off: whether a
+    refusal ends amid its body, as iDRAC 8 does (check_redfish#90).
     """
 
     def __init__(self, tree: Tree, tls: Path | None) -> None:
@@ -35,6 +36,8 @@ class Bmc:
         self.has_sessions = True
         self.wants_login = True
         self.root_is_open = True
+        self.breaks_off = False
+        self.sessions_path = SESSIONS
         self.login_status = 201
         self.login_body: Any = {}
         self.statuses: dict[str, int] = {}
@@ -104,10 +107,12 @@ class Bmc:
         path = request.path
         if path in self.statuses:
             return web.json_response({"error": {}}, status=self.statuses[path], headers=self.headers)
-        if path == SESSIONS and request.method == "POST":
+        if path == self.sessions_path and request.method == "POST":
             return self._log_in(await request.json())
         is_open = not self.wants_login or (path == ROOT and self.root_is_open)
         if not is_open and not self._is_known(request):
+            if self.breaks_off:
+                return await _broken_off(request)
             return web.json_response({"error": {"code": "Base.1.0.NoValidSession"}}, status=401)
         if request.method == "DELETE":
             self.logouts += 1
@@ -133,7 +138,7 @@ class Bmc:
         if (asked["UserName"], asked["Password"]) != (USER, PASSWORD):
             return web.json_response({"error": {"code": "Base.1.0.InsufficientPrivilege"}}, status=401)
         self.logins += 1
-        token, session = secrets.token_hex(8), f"{SESSIONS}/{self.logins}"
+        token, session = secrets.token_hex(8), f"{self.sessions_path}/{self.logins}"
         self.tokens[token] = session
         headers = {"X-Auth-Token": token, "Location": f"https://bmc.internal{session}"}
         return web.json_response({"Id": str(self.logins)}, status=201, headers=headers)
@@ -142,6 +147,15 @@ class Bmc:
         pair = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
         is_basic = not self.has_sessions and request.headers.get("Authorization") == f"Basic {pair}"
         return is_basic or request.headers.get("X-Auth-Token") in self.tokens
+
+
+async def _broken_off(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(status=401)
+    response.enable_chunked_encoding()
+    await response.prepare(request)
+    await response.write(b"<html>")
+    request.transport.close()
+    return response
 
 
 def _server_context(tls: Path) -> ssl.SSLContext:

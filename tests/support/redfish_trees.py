@@ -7,6 +7,7 @@ from typing import Any
 Tree = dict[str, Any]
 
 ROOT = "/redfish/v1/"
+DELL = "/redfish/v1/Chassis/System.Embedded.1"
 
 
 def _link(path: str) -> dict[str, str]:
@@ -28,13 +29,13 @@ def root(*services: str) -> Tree:
 
 def dell() -> Tree:
     """iDRAC: PowerControl with one member, PSUs with their input, a storage enclosure beside the node."""
-    chassis = "/redfish/v1/Chassis/System.Embedded.1"
+    chassis = DELL
     supply = {"MemberId": "PSU.Slot.1", "PowerInputWatts": 420.0, "LastPowerOutputWatts": 1400}
     return {
         **root("Chassis", "Systems"),
         **collection("/redfish/v1/Chassis", ["Enclosure.Internal.0-1", "System.Embedded.1"]),
         "/redfish/v1/Chassis/Enclosure.Internal.0-1": {
-            "ChassisType": "StorageEnclosure",
+            "ChassisType": "Enclosure",
             "Power": _link("/redfish/v1/Chassis/Enclosure.Internal.0-1/Power"),
         },
         "/redfish/v1/Chassis/Enclosure.Internal.0-1/Power": {"PowerControl": [{"PowerConsumedWatts": 125}]},
@@ -103,6 +104,18 @@ def lenovo() -> Tree:
     }
 
 
+def nested(outer_type: str, inner_type: str) -> Tree:
+    """A chassis of 2 400 W inside one of 9 600 W, both of the same system."""
+    system = {"ComputerSystems": [_link("/redfish/v1/Systems/1")]}
+    tree = {**root("Chassis"), **collection("/redfish/v1/Chassis", ["inner", "outer"])}
+    for name, kind, watts in (("inner", inner_type, 2400), ("outer", outer_type, 9600)):
+        uri = f"/redfish/v1/Chassis/{name}"
+        within = {"ContainedBy": _link("/redfish/v1/Chassis/outer")} if name == "inner" else {}
+        tree[uri] = {"ChassisType": kind, "Links": {**system, **within}, "Power": _link(f"{uri}/Power")}
+        tree[f"{uri}/Power"] = {"PowerControl": [{"PowerConsumedWatts": watts}]}
+    return tree
+
+
 def supermicro(joules: float | None = None, watts: float = 5120.0) -> Tree:
     """EnvironmentMetrics with power, and an energy counter if told."""
     chassis = "/redfish/v1/Chassis/1"
@@ -143,7 +156,11 @@ def hgx(gpus: int = 2) -> Tree:
         "/redfish/v1/Systems/DGX": {"Id": "DGX"},
         "/redfish/v1/Systems/HGX_Baseboard_0": {"Processors": _link(processors)},
         **collection(processors, [*(f"GPU_SXM_{n}" for n in range(1, gpus + 1)), "FPGA_0"]),
-        f"{processors}/FPGA_0": {"ProcessorType": "FPGA"},
+        f"{processors}/FPGA_0": {
+            "ProcessorType": "FPGA",
+            "EnvironmentMetrics": _link(f"{processors}/FPGA_0/EnvironmentMetrics"),
+        },
+        f"{processors}/FPGA_0/EnvironmentMetrics": {"PowerWatts": {"Reading": 30}},
         "/redfish/v1/TelemetryService": {"MetricReports": _link("/redfish/v1/TelemetryService/MetricReports")},
         **collection("/redfish/v1/TelemetryService/MetricReports", ["HGX_PlatformEnvironmentMetrics_0"]),
     }

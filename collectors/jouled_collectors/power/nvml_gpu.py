@@ -17,7 +17,7 @@ from jouled_collectors.power.nvml_errors import (
     device_error,
     source_error,
 )
-from jouled_collectors.power.nvml_meters import Handle, Meter, probe
+from jouled_collectors.power.nvml_meters import METERS, Handle, Meter, probe
 from jouled_collectors.power.nvml_status import StatusReader
 
 RETRY_NS = nanoseconds(30)
@@ -68,6 +68,21 @@ class Gpu:
             return None
         self.error = self.failure = self._failing_since_ns = None
         return reading
+
+    def gauge(self, clock: Clock) -> PowerReading | None:
+        """Power beside an energy counter, which the core holds against it; `None` where none is told."""
+        if not self.meter.counts_energy or self.handle is None or self.error is not None:
+            return None
+        t_ns = clock.now_ns()
+        for meter in (each for each in METERS if each.kind is self.device.kind and not each.counts_energy):
+            try:
+                if not meter.fits(self.handle):
+                    continue
+                reading = meter.reading(self.device.name, t_ns, meter.read(self.handle))
+            except pynvml.NVMLError:
+                continue  # the counter's own trouble is told by `read`
+            return reading if isinstance(reading, PowerReading) else None
+        return None
 
     def _read(self, clock: Clock) -> EnergyReading | PowerReading:
         before_ns = clock.now_ns()

@@ -26,6 +26,8 @@ FAST_COST_SHARE = 0.05
 
 COST_PROBES = 5
 STATUS_NS = nanoseconds(10)
+GAUGE_NS = nanoseconds(1)
+"""Power beside the counter is for a check of minutes only."""
 
 
 class NvmlSource:
@@ -43,7 +45,7 @@ class NvmlSource:
         self._driver = driver
         self._bus = bus
         self._missing_at_ns = {index: clock.now_ns() + _retry_ns(error) for index, error in found.missing.items()}
-        self._status_at_ns = self._look_at_ns = clock.now_ns()
+        self._status_at_ns = self._look_at_ns = self._gauge_at_ns = clock.now_ns()
         self._partitions: Sequence[Device] = ()
         self.devices: Sequence[Device] = ()
         self._look_around(clock.now_ns())
@@ -55,6 +57,9 @@ class NvmlSource:
         if now_ns >= self._look_at_ns:
             self._look_around(now_ns)
         readings: list[Reading] = [*self.read_meters()]
+        if now_ns >= self._gauge_at_ns:
+            self._gauge_at_ns = now_ns + GAUGE_NS
+            readings.extend(gauge for gpu in self._gpus if (gauge := gpu.gauge(self._clock)) is not None)
         if now_ns >= self._status_at_ns:
             self._status_at_ns = now_ns + STATUS_NS
             readings.extend(

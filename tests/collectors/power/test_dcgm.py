@@ -95,6 +95,7 @@ class TestDevices:
             pci_bus_id="00000000:18:00.0",
             index=0,
             source="dcgm",
+            indirect=True,
             method="dcgm_energy",
             quality=Quality.MEASURED,
             idle_watts=60.0,

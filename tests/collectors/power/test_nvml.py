@@ -116,6 +116,16 @@ class TestReadings:
         assert (device.method, device.quality) == ("nvml_energy", Quality.MEASURED)
         assert child.meters()["gpu0"] == EnergyReading("gpu0", START_NS, 123_456_789_000)
 
+    def test_power_beside_the_counter_is_told_each_second(self, child: Child, controls: Controls) -> None:
+        controls.set("gpu0.millijoules", 5_000)
+        child.open()
+        [gauge] = [one for name, one in child.gauges().items() if name == "gpu0"]
+        assert gauge.watts > 0
+        assert "gpu0" not in child.gauges(), "not at every read"
+        child.advance(1.0)
+        assert "gpu0" in child.gauges()
+        child.advance(-1.0)  # one process and its clock serve many tests
+
     def test_then_the_energy_field(self, child: Child, controls: Controls) -> None:
         controls.set("gpu0.energy.code", 3)
         controls.set(f"gpu0.field.{ENERGY}.{GPU_SCOPE}", f"0 {ULONGLONG} 5000000000000")

@@ -40,8 +40,16 @@ class Child:
         return msgspec.convert(self._ask(do="read"), list[EnergyReading | PowerReading | DeviceStatus])
 
     def meters(self) -> dict[str, EnergyReading | PowerReading]:
-        """One read without the status, by device."""
-        return {one.device: one for one in self.read() if not isinstance(one, DeviceStatus)}
+        """One read without the status, by device: its counter, or where it has none its power."""
+        told: dict[str, EnergyReading | PowerReading] = {}
+        for one in self.read():
+            if isinstance(one, EnergyReading) or (isinstance(one, PowerReading) and one.device not in told):
+                told[one.device] = one
+        return told
+
+    def gauges(self) -> dict[str, PowerReading]:
+        """The power in one read, by device."""
+        return {one.device: one for one in self.read() if isinstance(one, PowerReading)}
 
     def statuses(self) -> dict[str, DeviceStatus]:
         """One read's status, by device."""
