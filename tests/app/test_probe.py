@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from tests.app.runtime.fakes import FakeSource
 
 from jouled.api import PowerSettings
-from jouled.app.runtime.probe import probe_all
+from jouled.app.runtime import probe as probe_module
+from jouled.app.runtime.probe import look, probe_all
 from jouled.model.device import Device, DeviceKind
 from jouled.model.errors import SourceError, SourceState
 from jouled.model.readings import EnergyReading, PowerReading
@@ -99,3 +101,27 @@ def test_every_source_gets_its_answer_and_the_worst_ones_do_not_delay_the_rest(i
     assert "KeyError: 'oops'" in crashing.message
     assert (dying.state, dying.reason) == (SourceState.DOWN, "crash")
     assert (hanging.state, hanging.reason) == (SourceState.DOWN, "timeout")
+
+
+def test_a_meter_that_tells_by_itself_gets_time_for_its_first_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe_module, "_LOOK_SECONDS", 0.0)
+    waiting = SourceError(SourceState.DOWN, "waiting", "plug1 has told nothing yet")
+
+    class Slow(FakeSource):
+        parts = {"plug1": waiting}  # noqa: RUF012
+        reads = 0
+
+        def read(self):
+            self.reads += 1
+            self.parts = {"plug1": waiting if self.reads < 4 else None, "plug2": None}
+            return super().read()
+
+    class Collector:
+        name = "slow"
+
+        def open(self, settings, clock):
+            return Slow(clock)
+
+    assert look("slow", Collector(), PowerSettings()).parts == ()
+    monkeypatch.setattr(probe_module, "WAIT_SECONDS", -1.0)
+    assert [part.source for part in look("slow", Collector(), PowerSettings()).parts] == ["slow/plug1"]

@@ -122,6 +122,27 @@ def test_parts_are_sources_of_their_own_told_at_each_change() -> None:
     ]
 
 
+def test_a_part_that_is_none_any_more_after_opening_again_is_told() -> None:
+    gone = SourceError(SourceState.DOWN, "network", "no network")
+    sessions = iter([{"pdu1": None, "pdu2": None}, {"pdu1": None}])
+
+    class Parted(FakeSource):
+        def __init__(self, clock):
+            super().__init__(clock)
+            self.parts = next(sessions)
+            self.reads = 0
+
+        def read(self):
+            self.reads += 1
+            if self.reads == 2 and "pdu2" in self.parts:
+                raise gone
+            return super().read()
+
+    batches, _ = run(Scripted(Parted, Parted), waits=30)
+    last = {report.source: (report.state.value, report.reason) for batch in batches for report in batch.reports}
+    assert last == {"scripted": ("ok", ""), "scripted/pdu1": ("ok", ""), "scripted/pdu2": ("absent", "gone")}
+
+
 def test_bug_in_a_collector_is_an_error_like_others(caplog: pytest.LogCaptureFixture) -> None:
     batches, _ = run(Scripted(ZeroDivisionError("by zero"), FakeSource), waits=5)
     reports = [report for batch in batches for report in batch.reports]

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 from msgspec import Struct
 
-from jouled.api import HasParts, PowerCollector, PowerSettings, Reading
+from jouled.api import HasParts, PowerCollector, PowerSettings, PowerSource, Reading
 from jouled.app.runtime.clock import BootClock
 from jouled.model.device import Device
 from jouled.model.errors import SourceError, SourceState
@@ -23,6 +23,11 @@ from jouled.model.readings import EnergyReading, PowerReading
 
 TIMEOUT_SECONDS = 10.0
 
+WAIT_SECONDS = 6.0
+NOT_YET = frozenset({"waiting", "starting"})
+"""Reasons of parts of which nothing has been heard yet."""
+
+_LOOK_SECONDS = 0.2
 _KILL_SECONDS = 1.0
 
 
@@ -67,6 +72,7 @@ def look(name: str, collector: PowerCollector, settings: PowerSettings) -> Probe
         return _failed(name, error)
     try:
         source.read()  # the first one may only take a mark to count from
+        _wait_for_parts(source, time.monotonic() + WAIT_SECONDS)
         begun = time.perf_counter()
         readings = source.read()
         read_seconds = time.perf_counter() - begun
@@ -77,6 +83,15 @@ def look(name: str, collector: PowerCollector, settings: PowerSettings) -> Probe
     parts = source.parts if isinstance(source, HasParts) else {}
     broken = tuple(_failed(f"{name}/{part}", error) for part, error in parts.items() if error is not None)
     return _found(name, tuple(source.devices), read_seconds, readings, broken)
+
+
+def _wait_for_parts(source: PowerSource, until: float) -> None:
+    """A meter that tells by itself, or a BMC that is still being asked, gets some time for its first word."""
+    while time.monotonic() < until and isinstance(source, HasParts):
+        if not any(error is not None and error.reason in NOT_YET for error in source.parts.values()):
+            return
+        time.sleep(_LOOK_SECONDS)
+        source.read()
 
 
 def main() -> int:

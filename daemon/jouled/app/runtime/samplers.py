@@ -129,6 +129,7 @@ class _Outbox:
         self._source = source
         self._known: Sequence[Device] = ()
         self._parts: dict[str, SourceReport] = {}
+        self._left: set[str] = set()
         self._emitted_ns = clock.now_ns()
         self._batch = self._empty()
 
@@ -152,8 +153,12 @@ class _Outbox:
         self._batch.lateness_seconds.append(lateness_seconds)
 
     def tell_parts(self, parts: Mapping[str, SourceError | None]) -> None:
-        """Report each part whose state is another than at the last read."""
+        """Report each part whose state is another than at the last read, and those that are none any more."""
         now_ns = self._clock.now_ns()
+        for part in self._left - parts.keys():
+            gone = SourceError(SourceState.ABSENT, "gone", f"{part} is no part of it any more")
+            self._batch.reports.append(_report(f"{self._source}/{part}", gone, now_ns))
+        self._left.clear()
         for part, error in parts.items():
             told = self._parts.get(part)
             state, reason = (error.state, error.reason) if error else (SourceState.OK, "")
@@ -166,6 +171,7 @@ class _Outbox:
         now_ns = self._clock.now_ns()
         self._batch.reports.append(_report(self._source, error, now_ns))
         self._batch.reports += [_report(f"{self._source}/{part}", error, now_ns) for part in self._parts]
+        self._left |= self._parts.keys()
         self._parts.clear()
         self._flush(now_ns, self._known)
 
