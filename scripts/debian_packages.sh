@@ -24,6 +24,7 @@ need openssl openssl                        # certificates for servers of the te
 need nft nftables                           # a firewall
 need ipmitool ipmitool                      # asks the BMC
 need ipmi_sim openipmi                      # a BMC that knows no DCMI
+need snmpd snmpd                            # a PDU's agent
 need strace strace                          # injects errors of the disk
 need systemd-nspawn systemd-container       # boots it
 

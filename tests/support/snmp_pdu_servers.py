@@ -94,7 +94,9 @@ class Snmpd(Server):
     def command(self) -> list[str]:
         at_its_place = Path("/usr/sbin/snmpd")  # not in the PATH of every user
         program = at_its_place if at_its_place.exists() else tool("snmpd")
-        return [str(program), "-f", "-Lo", "-C", "-c", str(self.directory / "snmpd.conf")]
+        kept = self.directory / "persistent" / "snmpd.conf"  # with -C it is written, but not read by itself
+        files = [self.directory / "snmpd.conf", *([kept] if kept.exists() else [])]
+        return [str(program), "-f", "-Lo", "-C", "-c", ",".join(map(str, files))]
 
 
 class Snmpsim(Server):
