@@ -7,7 +7,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test faults acceptance test-real lint scan bench bench-attribution plots docs clean
+.PHONY: help setup run test faults complaints acceptance test-real lint scan bench bench-attribution plots docs clean
 
 help:  ## show what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -38,6 +38,9 @@ test: $(INSTALLED_DEV)  ## all tests but acceptance and real engine
 faults: $(INSTALLED_DEV)  ## the fault suite at length: 200 kills, outages, full disk, power loss
 	@scripts/debian_packages.sh
 	JOULED_KILLS=200 $(BIN)/python -m pytest tests/faults $(ARGS)
+
+complaints: $(INSTALLED_DEV)  ## takes each guard against a known complaint away and sees its tests fail
+	$(BIN)/python -m tests.complaints $(ARGS)
 
 acceptance: $(INSTALLED_DEV)  ## ten minutes of demo held against the truth, then 50 kills
 	$(BIN)/python tests/acceptance/run.py $(ARGS)
