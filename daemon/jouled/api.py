@@ -84,7 +84,11 @@ class HasParts(Protocol):
 
 
 class PowerCollector(Protocol):
-    """A kind of meter."""
+    """A kind of meter.
+
+    One in a process of its own is taken to hold a device open, which `jouled release` makes it let go of. One that is
+    there for other reasons (a client over the network that needs much time) says `holds_devices = False`.
+    """
 
     name: ClassVar[str]
     isolation: ClassVar[Literal["thread", "process"]]

@@ -12,6 +12,7 @@ class SnmpPduCollector:
 
     name: ClassVar[str] = "snmp_pdu"
     isolation: ClassVar[Literal["thread", "process"]] = "process"
+    holds_devices: ClassVar[bool] = False
     settings_type: ClassVar[type[PowerSettings]] = SnmpPduSettings
 
     def open(self, settings: PowerSettings, clock: Clock) -> PowerSource:

@@ -41,6 +41,7 @@ class PowerSources:
         deliver: Deliver,
     ) -> None:
         self.required = frozenset(name for name, settings in configured.items() if settings.startup == "require")
+        self._collectors = collectors
         self._clock = clock
         self._gate = Gate(found, deliver, self._dismiss, clock.now_ns())
         self._supervisors: dict[str, Supervisor] = {
@@ -65,7 +66,7 @@ class PowerSources:
 
     async def release(self, seconds: float) -> list[str]:
         """Let go of every device that is held; names the sources that did."""
-        names = list(self._tasks)
+        names = [name for name in self._tasks if getattr(self._collectors[name], "holds_devices", True)]
         let_go = await asyncio.gather(*(self._supervisors[name].release(seconds) for name in names))
         return [name for name, released in zip(names, let_go, strict=True) if released]
 
