@@ -15,6 +15,9 @@ UNKNOWN_WATTS = 0xFFFF
 UNKNOWN_COUNTS = frozenset({0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF})
 """All-ones of a counter. That of 16 bits is a value every counter passes."""
 
+MOST_MICROJOULES = 2**63 - 1
+"""What the books hold: 300 years at 1 kW."""
+
 NOMINAL_RESOLUTION = (15.2, 15.4)
 """Resolutions between these mean 2^-16 J: rocm_smi.cc says 15.3 (0.27 % too much), the header 15.259."""
 
@@ -72,7 +75,8 @@ def energy(answer: object) -> Sample | None:
     resolution = number(answer.get("counter_resolution"))
     if not ticks or not resolution or resolution > MICROWATTS_PER_WATT:
         return None
-    return Sample(_microjoules(ticks, resolution), count(answer.get("timestamp")) or None)
+    amount = _microjoules(ticks, resolution)
+    return Sample(amount, count(answer.get("timestamp")) or None) if amount <= MOST_MICROJOULES else None
 
 
 def text(value: object) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jouled.api import Clock, Reading
@@ -25,6 +25,9 @@ MILLIWATTS_PER_WATT = 1_000
 UNKNOWN_VALUES = frozenset({0, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF})
 """0 and all-ones are no energy and no power of a card that is on."""
 
+MOST = (2**63 - 1) // MICROJOULES_PER_MILLIJOULE
+"""Millijoules that signed microjoules hold: 300 years at 1 kW."""
+
 ENERGY, POWER = "hlmlDeviceGetTotalEnergyConsumption", "hlmlDeviceGetPowerUsage"
 """Millijoules since the driver was loaded, and milliwatts; the first that a card tells is its meter."""
 
@@ -33,20 +36,28 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Card:
-    """One card and the call that is its meter. ask_at_ns: one that failed is left alone until then."""
+    """One card and the call that is its meter.
+
+    ask_at_ns: one that failed is left alone until then. error: why there is no reading now.
+    """
 
     device: Device
     handle: Handle
     call: str
     ask_at_ns: int = 0
+    error: SourceError | None = None
 
 
 class GaudiSource:
-    """The Gaudi cards of this node."""
+    """The Gaudi cards of this node.
+
+    parts: each card by name, and why it is not read; the others go on.
+    """
 
     def __init__(self, clock: Clock, library: Library, cards: Sequence[Card]) -> None:
         self.devices: Sequence[Device] = tuple(card.device for card in cards)
         self.interval_seconds = DEFAULT_INTERVAL_SECONDS
+        self.parts: Mapping[str, SourceError | None] = {}
         self._clock = clock
         self._library = library
         self._cards = cards
@@ -57,13 +68,9 @@ class GaudiSource:
         """Read every card that answers; about every 10 s also its status. Raises `SourceError` when none answers."""
         now_ns = self._clock.now_ns()
         readings: list[Reading] = [told for card in self._cards if (told := self._read_card(card)) is not None]
+        self.parts = {card.device.name: card.error for card in self._cards}
         if all(card.ask_at_ns for card in self._cards):
-            raise SourceError(
-                SourceState.DOWN,
-                "card_lost",
-                "No Gaudi card tells its energy or power any more",
-                mend="Look for habanalabs in `dmesg`, then reset them: hl-smi --reset",
-            )
+            raise _lost("No Gaudi card tells its energy or power any more")
         if now_ns >= self._status_at_ns:
             self._status_at_ns = now_ns + STATUS_NS
             readings.extend(
@@ -92,10 +99,13 @@ class GaudiSource:
             if error.code in SOURCE_GONE:
                 raise source_error(error, running=True) from error
             card.ask_at_ns = before_ns + RETRY_NS
-            _logger.info("%s does not answer (%s)", card.device.name, error)
+            card.error = _lost(f"{card.device.name} does not answer ({error})")
             return None
         card.ask_at_ns = 0
+        card.error = None
         if told is None:
+            message = f"{card.device.name} tells a value that no card has"
+            card.error = SourceError(SourceState.DOWN, "no_reading", message, mend="Look at: hl-smi")
             return None
         t_ns = (before_ns + self._clock.now_ns()) // 2
         if card.call == ENERGY:
@@ -164,9 +174,14 @@ def _meter(library: Library, handle: Handle) -> str | None:
 
 
 def _number(library: Library, call: str, handle: Handle) -> int | None:
-    """What a card tells, `None` for a value that marks none. Raises `HlmlError`."""
+    """What a card tells, `None` for a value that marks none or that no card has. Raises `HlmlError`."""
     told = int(library.call(call, handle))
-    return None if told in UNKNOWN_VALUES else told
+    return None if told in UNKNOWN_VALUES or told > MOST else told
+
+
+def _lost(message: str) -> SourceError:
+    mend = "Look for habanalabs in `dmesg`, then reset it: hl-smi --reset"
+    return SourceError(SourceState.DOWN, "card_lost", message, mend=mend)
 
 
 def _limit_watts(library: Library, handle: Handle) -> float | None:

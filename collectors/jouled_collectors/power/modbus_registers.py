@@ -67,9 +67,10 @@ class EnergyRegister(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     @property
     def wrap_microjoules(self) -> int | None:
-        """The counter's range; `None`: not known."""
+        """The counter's range; `None`: not known, or beyond what the books hold (2^32 Wh are): it is never reached."""
         counts = self.wraps_at or (1 << 16 * size(self.type) if self.type in _WRAPPING else None)
-        return None if counts is None else counts * self.microjoules_per_count
+        found = None if counts is None else counts * self.microjoules_per_count
+        return None if found is None or found > _MOST_MICROJOULES else found
 
     def microjoules(self, words: Sequence[int], order: WordOrder) -> int:
         """The counter. Raises `FaultError`."""

@@ -16,6 +16,9 @@ Document = Mapping[str, Any]
 MOST_WATTS = 1_000_000.0
 """More than any shelf or outlet carries (a rack of today takes some 150 kW)."""
 
+MOST_JOULES = (2**63 - 1) // 10**6
+"""Of which the books hold the microjoules: 300 years at 1 kW."""
+
 SENTINELS = frozenset(float(2**bits - 1) for bits in (15, 16, 31, 32, 63, 64))
 """Registers with all bits set, which firmware passes on for a sensor that does not answer (kepler#1344)."""
 
@@ -116,7 +119,7 @@ def excerpt_joules(document: Document, key: str) -> float | None:
     unit = unit.upper() or key.removeprefix("Energy").upper().replace("JOULES", "J")
     found = number(value)
     scale = _JOULES_PER_UNIT.get(unit)
-    return None if found is None or scale is None else found * scale
+    return None if found is None or scale is None or found * scale > MOST_JOULES else found * scale
 
 
 def data_source(document: Document, key: str) -> str:

@@ -37,8 +37,8 @@ SYS_OBJECT_ID = "1.3.6.1.2.1.1.2.0"
 RETRIES = 1
 """A lost datagram is asked for once more."""
 
-TIMER_SECONDS = 0.1
-"""How exactly pysnmp keeps its time limits."""
+TIMER_SECONDS, LONGEST_TIMER_SECONDS, TIMER_SHARE = 0.1, 0.5, 0.25
+"""How exactly pysnmp keeps its time limits: a share of them, within these. It wakes so often, with no request too."""
 
 STATUS_TOO_BIG, STATUS_NO_ACCESS, STATUS_AUTHORIZATION = 1, 6, 16
 """RFC 3416, error-status."""
@@ -153,7 +153,8 @@ async def open_client(settings: PduSettings) -> Client:
         transport = udp6.Udp6AsyncioTransport if family == socket.AF_INET6 else udp.UdpAsyncioTransport
         domain = udp6.DOMAIN_NAME if family == socket.AF_INET6 else udp.DOMAIN_NAME
         config.add_transport(snmp_engine, domain, transport().open_client_mode())
-        snmp_engine.transport_dispatcher.set_timer_resolution(TIMER_SECONDS)
+        timer_seconds = min(max(TIMER_SECONDS, TIMER_SHARE * settings.timeout_seconds), LONGEST_TIMER_SECONDS)
+        snmp_engine.transport_dispatcher.set_timer_resolution(timer_seconds)
         config.add_target_address(
             snmp_engine, _TARGET, domain, address, "access", 100 * settings.timeout_seconds, RETRIES
         )

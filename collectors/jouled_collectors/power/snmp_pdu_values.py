@@ -9,6 +9,9 @@ NO_POWER = frozenset({0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF})
 NO_ENERGY = frozenset({0x7FFFFFFF, 0xFFFFFFFF})
 """All bits set, which agents send for `unknown`. As energy, 65 535 Wh are as good as any."""
 
+MOST_MICROJOULES = 2**63 - 1
+"""What the books hold: 300 years at 1 kW."""
+
 MOST_DIGITS = 6
 """PDU2-MIB has digits of 0 to 3; more is garbage."""
 
@@ -29,12 +32,16 @@ def watts_of(column: PowerColumn, raw: int, digits: int = 0) -> float:
 def microjoules(column: EnergyColumn, raw: int, digits: int = 0) -> int:
     """Microjoules of a raw counter, of the same raw value always the same. Raises `NoValueError`."""
     _refuse_absent(column, raw, NO_ENERGY)
-    return _microjoules(column, raw, digits)
+    found = _microjoules(column, raw, digits)
+    if found > MOST_MICROJOULES:
+        raise NoValueError(f"says {raw}, which is more than any socket has given")
+    return found
 
 
 def wrap_microjoules(column: EnergyColumn, digits: int = 0) -> int | None:
-    """Range of the counter in microjoules; `None` if it never wraps."""
-    return None if column.wraps_at is None else _microjoules(column, column.wraps_at, digits)
+    """Range of the counter in microjoules; `None` if it never wraps, as 2^32 Wh do not: the books hold less."""
+    found = None if column.wraps_at is None else _microjoules(column, column.wraps_at, digits)
+    return None if found is None or found > MOST_MICROJOULES else found
 
 
 def step_joules(column: EnergyColumn, digits: int = 0) -> float:

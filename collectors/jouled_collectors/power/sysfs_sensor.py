@@ -26,6 +26,9 @@ SENTINELS = frozenset(
 cannot measure, and acpi_power_meter makes 4294967295000 µW of it (ACPI 6.5, _PMM; sustainable-computing-io/kepler#897).
 """
 
+MOST_MICRO = 2**63 - 1
+"""Microjoules that the books hold: 300 years at 1 kW."""
+
 _NEVER_ZERO = frozenset({DeviceKind.NODE, DeviceKind.CPU_PACKAGE, DeviceKind.MODULE})
 """What reads the gauge runs on these: 0 W is no power of theirs."""
 
@@ -65,6 +68,8 @@ class Sensor:
             return None if micro <= wrap else ("beyond_range", f"its range is {wrap} µJ")
         if not SENTINELS.isdisjoint(values):
             return "sentinel", 'that says "not known"'
+        if micro > MOST_MICRO:
+            return "beyond_range", "more than any sensor has seen"
         if not self.counts_energy and micro == 0 and self.device.kind in _NEVER_ZERO:
             return "zero", "what runs here draws power"
         return None

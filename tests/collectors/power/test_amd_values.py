@@ -36,10 +36,12 @@ class TestEnergy:
         assert amd_values.energy(answer) == Sample(124_391_723, 3824190842400799)
 
     def test_large_counters_stay_exact(self) -> None:
-        answer = {"energy_accumulator": 2**62 + 65536, "counter_resolution": 15.3, "timestamp": 0}
-        assert amd_values.energy(answer) == Sample((2**46 + 1) * 1_000_000, None)
+        answer = {"energy_accumulator": 2**58 + 65536, "counter_resolution": 15.3, "timestamp": 0}
+        assert amd_values.energy(answer) == Sample((2**42 + 1) * 1_000_000, None)
 
-    @pytest.mark.parametrize("ticks", [0, -1, "N/A", None, math.nan, True, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF, 2**70, 1.5])
+    @pytest.mark.parametrize(
+        "ticks", [0, -1, "N/A", None, math.nan, True, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF, 2**62, 2**70, 1.5]
+    )
     def test_no_counter(self, ticks: object) -> None:
         assert amd_values.energy({"energy_accumulator": ticks, "counter_resolution": 15.3, "timestamp": 7}) is None
 

@@ -138,7 +138,8 @@ class TestNumbers:
         assert PowerRegister(address=1, type="uint16", unit="kW", scale=0.1).watts([25], "big") == 2500.0
         counter = EnergyRegister(address=1, type="uint32", unit="kWh", scale=0.1)
         assert counter.microjoules([0, 3], "big") == 1_080_000_000_000
-        assert counter.wrap_microjoules == 2**32 * 360_000_000_000
+        assert counter.wrap_microjoules is None, "the books hold less"
+        assert EnergyRegister(address=1, type="uint16", unit="kWh").wrap_microjoules == 2**16 * 1000 * WH
         assert EnergyRegister(address=1, type="int64", unit="Wh").wrap_microjoules is None
         assert EnergyRegister(address=1, type="int32", unit="Wh", wraps_at=10**6).wrap_microjoules == 10**6 * WH
 
@@ -191,11 +192,11 @@ class TestReading:
     def test_registers_of_the_settings(self, server):
         one = server(7)
         one.set(7, 99, "uint32", 5, "little")
-        register = {"address": 100, "type": "uint32", "unit": "Wh", "scale": 10, "input": True}
+        register = {"address": 100, "type": "uint32", "unit": "Wh", "scale": 0.1, "input": True}
         keys = {"unit": 7, "energy": register, "first_address": 1, "word_order": "little"}
         with opened(meter(one.port, **keys)) as source:
-            assert hear(source)[0].microjoules == 50 * WH
-            assert source.devices[0].wrap_microjoules == 2**32 * 10 * WH
+            assert hear(source)[0].microjoules == WH // 2
+            assert source.devices[0].wrap_microjoules == 2**32 * WH // 10
             assert set(one.asked) == {(4, 7, 99)}
 
     def test_profiles_of_the_user(self, server, tmp_path):

@@ -60,8 +60,16 @@ class TestNumbers:
     @given(st.integers(0, 2**32 - 2).filter(lambda raw: raw != 0x7FFFFFFF), st.sampled_from([1, 3600, 360_000]))
     def test_energy_is_exact_and_keeps_its_order(self, raw, joules):
         column = EnergyColumn(oid="1.1.{index}", joules=joules)
-        assert microjoules(column, raw) == raw * joules * 1_000_000
-        assert microjoules(column, raw) < wrap_microjoules(column)
+        exact = raw * joules * 1_000_000
+        if exact >= 2**63:
+            with pytest.raises(NoValueError, match="more than any socket"):
+                microjoules(column, raw)
+        else:
+            assert microjoules(column, raw) == exact
+
+    def test_a_range_that_the_books_cannot_hold_is_none(self):
+        assert wrap_microjoules(EnergyColumn(oid="1.1.{index}", joules=1)) == 2**32 * 1_000_000
+        assert wrap_microjoules(EnergyColumn(oid="1.1.{index}", joules=3600)) is None
 
     def test_sentinels_of_the_profile(self):
         with pytest.raises(NoValueError, match="9999"):

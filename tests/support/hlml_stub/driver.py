@@ -19,6 +19,11 @@ class StandingClock:
         return self.standing_ns
 
 
+def told(error: SourceError) -> dict[str, Any]:
+    """An error as JSON takes it."""
+    return {name: getattr(error, name) for name in ("state", "reason", "message", "mend", "fatal")}
+
+
 def main() -> None:
     """Serve until standard input ends."""
     clock = StandingClock()
@@ -33,13 +38,14 @@ def main() -> None:
                     answer = source.devices
                 case "read":
                     answer = source.read()
+                case "parts":
+                    answer = {name: error and told(error) for name, error in source.parts.items()}
                 case "close":
                     source.close()
                 case "advance":
                     clock.standing_ns += command["ns"]
         except SourceError as error:
-            fields = ("state", "reason", "message", "mend", "fatal")
-            answer = {"error": {name: getattr(error, name) for name in fields}}
+            answer = {"error": told(error)}
         sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
         sys.stdout.flush()
 
