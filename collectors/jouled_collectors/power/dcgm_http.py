@@ -6,10 +6,10 @@ import socket
 import ssl
 import threading
 from http import HTTPStatus
-from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from jouled.model.errors import SourceError, SourceState
+from jouled_collectors.power.secret_file import read_secret
 
 MOST_BYTES = 16 * 1024 * 1024
 """A page of 8 GPUs in 7 MIG instances with 100 fields and the labels of a pod has about 3 MB."""
@@ -30,10 +30,10 @@ class Exporter:
         self._timeout_seconds = timeout_seconds
         self._headers = {"Accept": "text/plain", "User-Agent": "jouled"}
         if user:
-            pair = base64.b64encode(f"{user}:{_secret(password_file, 'password_file')}".encode())
+            pair = base64.b64encode(f"{user}:{read_secret(password_file, 'password_file', '[power.dcgm]')}".encode())
             self._headers["Authorization"] = f"Basic {pair.decode()}"
         elif token_file:
-            self._headers["Authorization"] = f"Bearer {_secret(token_file, 'token_file')}"
+            self._headers["Authorization"] = f"Bearer {read_secret(token_file, 'token_file', '[power.dcgm]')}"
         self._tls = _tls(ca_file) if self._url.scheme == "https" else None
 
     def page(self) -> bytes:
@@ -161,25 +161,6 @@ def _checked(url: str) -> SplitResult:
         "`url` in [power.dcgm] is no address that can be asked",
         mend="It looks like http://127.0.0.1:9400/metrics; a user stands in `user`, a password in `password_file`",
     )
-
-
-def _secret(path: str, key: str) -> str:
-    """The secret in a file, without the line end. Its content stands in no message."""
-    try:
-        secret = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "no text"
-        raise SourceError(
-            SourceState.DENIED,
-            "secret_unreadable",
-            f"`{key}` in [power.dcgm], {path or 'not set'}, cannot be read ({why})",
-            mend=f"Let the daemon's user read it: chgrp jouled {path} && chmod 0640 {path}",
-        ) from None
-    if not secret.isprintable() or not secret:
-        raise SourceError(
-            SourceState.DENIED, "secret_unreadable", f"`{key}` in [power.dcgm], {path}, is no single line of text"
-        )
-    return secret
 
 
 def _tls(ca_file: str) -> ssl.SSLContext:

@@ -16,7 +16,7 @@ from jouled_collectors.power import cray_counters
 from jouled_collectors.power.hwmon_chips import chips
 from jouled_collectors.power.hwmon_find import Named, absent, find_sensors, nothing_left
 from jouled_collectors.power.hwmon_overlap import chosen, counted_parts, gpus_are_metered
-from jouled_collectors.power.rapl_zones import group_name
+from jouled_collectors.power.own_group import group_name
 from jouled_collectors.power.settings import IntervalSeconds
 from jouled_collectors.power.sysfs_file import text
 from jouled_collectors.power.sysfs_sensor import Sensor

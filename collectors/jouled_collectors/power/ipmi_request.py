@@ -1,13 +1,13 @@
 """What ipmitool is told: how the BMC is reached, and that nothing is missing which that needs."""
 
-import grp
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from jouled.model.errors import SourceError, SourceState
+from jouled_collectors.power.own_group import group_name
+from jouled_collectors.power.secret_file import read_secret
 
 DEVICE_PATHS = ("/dev/ipmi0", "/dev/ipmi/0", "/dev/ipmidev/0")
 """Where ipmitool 1.8.19 looks for the BMC of this node, in its order."""
@@ -49,7 +49,7 @@ def request(bmc: Bmc) -> Request:
     return Request(
         f"The BMC {bmc.host}",
         (_ipmitool(), "-I", "lanplus", *session),
-        {**environment, "IPMI_PASSWORD": _password(Path(bmc.password_file))},
+        {**environment, "IPMI_PASSWORD": read_secret(bmc.password_file, "password_file", "[power.ipmi]")},
     )
 
 
@@ -92,7 +92,7 @@ def _opened_device() -> str:
 
 
 def _denied(path: str) -> SourceError:
-    rule = f'SUBSYSTEM=="ipmi", GROUP="{_group_name()}", MODE="0660"'
+    rule = f'SUBSYSTEM=="ipmi", GROUP="{group_name()}", MODE="0660"'
     return SourceError(
         SourceState.DENIED,
         "permission",
@@ -101,32 +101,4 @@ def _denied(path: str) -> SourceError:
         " && udevadm trigger --subsystem-match=ipmi --action=add; and by `systemctl edit jouled`: [Service]"
         " DeviceAllow=char-ipmidev rw -- or, which gives the daemon less: set host, user and password_file of"
         " [power.ipmi] with a user of the BMC that has the privilege USER",
-    )
-
-
-def _group_name() -> str:
-    group = os.getegid()
-    try:
-        return grp.getgrgid(group).gr_name
-    except KeyError:
-        return str(group)
-
-
-def _password(path: Path) -> str:
-    try:
-        password = path.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no text"
-        raise _bad_password(path, f"cannot be read: {reason}") from None
-    if not password or "\0" in password:
-        raise _bad_password(path, "holds no password")
-    return password
-
-
-def _bad_password(path: Path, reason: str) -> SourceError:
-    return SourceError(
-        SourceState.DENIED,
-        "password_file",
-        f"password_file {path} {reason}",
-        mend="Put the password of the BMC's user into it, readable for the daemon; under systemd by LoadCredential=",
     )

@@ -7,7 +7,6 @@ taken as a reading; only its word that a device is offline counts.
 import ssl
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import ClassVar, Literal, cast
 
 from jouled.api import Clock, PowerSettings, PowerSource, Reading
@@ -17,6 +16,7 @@ from jouled_collectors.power.mqtt_meter_client import Broker, Subscription
 from jouled_collectors.power.mqtt_meter_payload import available, said
 from jouled_collectors.power.mqtt_meter_settings import MeterSettings, MqttMeterSettings
 from jouled_collectors.power.mqtt_meter_state import MeterState
+from jouled_collectors.power.secret_file import read_secret
 
 DEFAULT_INTERVAL_SECONDS = 1.0
 """A read only hands over what has arrived; no meter publishes more often than about once a second."""
@@ -133,24 +133,12 @@ def _broker(settings: MqttMeterSettings) -> Broker:
         port=settings.port_number,
         tls=_tls(settings) if settings.tls else None,
         user=settings.user,
-        password=_password(settings.password_file) if settings.password_file else "",
+        password=read_secret(settings.password_file, "password_file", "[power.mqtt_meter]")
+        if settings.password_file
+        else "",
         client_id=settings.client_id,
         keepalive_seconds=settings.keepalive_seconds,
     )
-
-
-def _password(path: str) -> str:
-    try:
-        password = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no text"
-        mend = f"Let the daemon's user read {path}"
-        raise SourceError(
-            SourceState.DENIED, "password_file", f"password_file {path} cannot be read: {reason}", mend=mend
-        ) from error
-    if not password:
-        raise SourceError(SourceState.DENIED, "password_file", f"password_file {path} is empty", mend="Write it there")
-    return password
 
 
 def _tls(settings: MqttMeterSettings) -> ssl.SSLContext:

@@ -73,6 +73,7 @@ _DECISIONS = {
         "The NVIDIA driver was replaced while its old library is loaded",
         "A new process loads the new library; if the mismatch stays, reload the kernel module or reboot",
     ),
+    pynvml.NVML_ERROR_NO_DATA: (SourceState.DOWN, "no_reading", "NVML tells no value", ""),
 } | dict.fromkeys(DEVICE_LOST, _GPU_LOST)
 
 

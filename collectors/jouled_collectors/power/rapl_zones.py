@@ -1,6 +1,5 @@
 """Which powercap zones to count so that every joule of the CPUs is counted once, and what mends a denied one."""
 
-import grp
 import logging
 import os
 import re
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from jouled.model.device import Device, DeviceKind
 from jouled.model.errors import SourceError, SourceState
+from jouled_collectors.power.own_group import group_name
 from jouled_collectors.power.sysfs_file import positive_number, text
 from jouled_collectors.power.sysfs_sensor import MICROWATTS_PER_WATT, Sensor
 
@@ -131,15 +131,6 @@ def _device(name: str, kind: DeviceKind, method: str, folder: Path) -> Device:
 
 def _sensor(device: Device, folder: Path) -> Sensor:
     return Sensor(device, (folder / "energy_uj",), counts_energy=True)
-
-
-def group_name() -> str:
-    """The group that the daemon runs as, which a rule can let in."""
-    group = os.getegid()
-    try:
-        return grp.getgrgid(group).gr_name
-    except KeyError:
-        return str(group)
 
 
 def _absent(message: str) -> SourceError:

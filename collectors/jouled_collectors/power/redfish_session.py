@@ -7,7 +7,6 @@ import logging
 import ssl
 from collections.abc import Mapping
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +15,7 @@ import aiohttp
 from jouled.model.errors import SourceError, SourceState
 from jouled_collectors.power.redfish_parse import Document, link
 from jouled_collectors.power.redfish_settings import BmcSettings
+from jouled_collectors.power.secret_file import read_secret
 
 ROOT = "/redfish/v1/"
 """The service root, the one path that the Redfish specification (DSP0266) fixes."""
@@ -102,7 +102,9 @@ class Session:
 
     async def _log_in(self) -> None:
         """Make a session; where the BMC has no session service, the password goes with each request."""
-        user, password = self._settings.user, self._password()
+        user = self._settings.user
+        # Read at each login, so that a changed one is taken.
+        password = read_secret(self._settings.password_file, "password_file", self._settings.name)
         self._access, self._location = {}, ""
         answer = await self._request("POST", self._sessions_path, {"UserName": user, "Password": password})
         token = answer.headers.get("X-Auth-Token", "")
@@ -121,24 +123,6 @@ class Session:
             raise self._failed(self._sessions_path, answer.status)
         else:
             raise self._error(SourceState.DOWN, "login_failed", f"answers a login with {answer.status}")
-
-    def _password(self) -> str:
-        """Read at each login, so that a changed one is taken."""
-        file = self._settings.password_file
-        try:
-            password = Path(file).read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise self._error(
-                SourceState.DENIED,
-                "password_file",
-                f"password_file {file} cannot be read: {reason}",
-                mend=f"chown root:jouled {file} && chmod 640 {file}",
-            ) from None
-        if not password:
-            mend = f"Write the password of {self._settings.user} into it"
-            raise self._error(SourceState.DENIED, "password_file", f"password_file {file} is empty", mend=mend)
-        return password
 
     async def _get(self, path: str) -> _Answer:
         """GET, with one redirect inside the same BMC; the token never follows one to another host."""

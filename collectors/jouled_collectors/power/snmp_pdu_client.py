@@ -21,6 +21,7 @@ from pysnmp.entity import config, engine  # type: ignore[import-untyped]
 from pysnmp.entity.rfc3413 import cmdgen  # type: ignore[import-untyped]
 from pysnmp.proto import errind, rfc1905  # type: ignore[import-untyped]
 
+from jouled_collectors.power.secret_file import read_secret
 from jouled_collectors.power.snmp_pdu_errors import (
     library_missing,
     refused,
@@ -28,7 +29,6 @@ from jouled_collectors.power.snmp_pdu_errors import (
     status_error,
     unknown_host,
 )
-from jouled_collectors.power.snmp_pdu_secret import secret
 from jouled_collectors.power.snmp_pdu_settings import PduSettings
 
 SYS_OBJECT_ID = "1.3.6.1.2.1.1.2.0"
@@ -177,11 +177,11 @@ async def _resolve(settings: PduSettings) -> tuple[int, Any]:
 def _add_user(snmp_engine: Any, settings: PduSettings) -> str:
     """Tell the engine how to log in; returns the security level. Raises `SourceError`."""
     if settings.version == "2c":
-        community = secret(settings.community_file, "community_file", settings.name)
+        community = _secret(settings.community_file, "community_file", settings.name)
         config.add_v1_system(snmp_engine, _reader(settings), community)
         return _LEVELS[False, False]
-    auth_key = secret(settings.auth_key_file, "auth_key_file", settings.name)
-    privacy_key = secret(settings.privacy_key_file, "privacy_key_file", settings.name)
+    auth_key = _secret(settings.auth_key_file, "auth_key_file", settings.name)
+    privacy_key = _secret(settings.privacy_key_file, "privacy_key_file", settings.name)
     if privacy_key:
         _check_ciphers(settings)
     config.add_v3_user(
@@ -226,3 +226,8 @@ def _number(value: Any) -> int | Unreadable:
     if not isinstance(value, univ.Integer) or not value.isValue:
         return Unreadable(f"is no number but {type(value).__name__}")
     return int(value)
+
+
+def _secret(path: str, key: str, pdu: str) -> str:
+    """Empty where none is configured."""
+    return read_secret(path, key, pdu) if path else ""

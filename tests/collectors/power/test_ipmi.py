@@ -660,7 +660,7 @@ class TestAccess:
         if content is not None:
             path.write_text(content)
         error = failure(clock, **bmc.settings(password_file=str(path)))
-        assert (error.state, error.reason) == (DENIED, "password_file")
+        assert (error.state, error.reason) == (DENIED, "secret_unreadable")
         assert str(path) in error.message
 
     def test_a_new_password_is_read_when_it_is_opened_again(

@@ -385,9 +385,9 @@ def authorities_of_noise(tmp_path):
     [
         (no_broker, SourceState.DOWN, "unreachable"),
         (no_such_host, SourceState.DOWN, "unreachable"),
-        (password_missing, SourceState.DENIED, "password_file"),
-        (password_empty, SourceState.DENIED, "password_file"),
-        (password_of_bytes, SourceState.DENIED, "password_file"),
+        (password_missing, SourceState.DENIED, "secret_unreadable"),
+        (password_empty, SourceState.DENIED, "secret_unreadable"),
+        (password_of_bytes, SourceState.DENIED, "secret_unreadable"),
         (authorities_missing, SourceState.DENIED, "ca_file"),
         (authorities_of_noise, SourceState.DENIED, "ca_file"),
     ],

@@ -741,8 +741,8 @@ class TestParts:
         ("needs a reset", {"energy.code": 16}, SourceState.DOWN, "gpu_lost"),
         ("denied", {"energy.code": 4}, SourceState.DENIED, "no_permission"),
         ("time-out", {"energy.code": 10}, SourceState.DOWN, "nvml_10"),
-        ("no data", {"energy.code": 21}, SourceState.DOWN, "nvml_21"),
-        ("sentinel", {"millijoules": 2**64 - 1}, SourceState.DOWN, "nvml_21"),
+        ("no data", {"energy.code": 21}, SourceState.DOWN, "no_reading"),
+        ("sentinel", {"millijoules": 2**64 - 1}, SourceState.DOWN, "no_reading"),
         ("unknown error", {"energy.code": 999}, SourceState.DOWN, "nvml_999"),
         ("nothing supported", {"energy.code": 3, "fields.code": 3, "power.code": 3}, SourceState.ABSENT, "no_meter"),
     )

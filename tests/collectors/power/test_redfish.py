@@ -397,8 +397,8 @@ class TestFaults:
         ("fault", "state", "reason", "mend"),
         [
             (_wrong_password, _DENIED, "unauthorized", "Check the password in"),
-            (_no_password_file, _DENIED, "password_file", "chmod 640"),
-            (_empty_password_file, _DENIED, "password_file", "Write the password"),
+            (_no_password_file, _DENIED, "secret_unreadable", "chmod 0640"),
+            (_empty_password_file, _DENIED, "secret_unreadable", "Write the secret"),
             (_sessions_used_up, _DOWN, "busy", "End sessions"),
             (_status(SESSIONS, 503), _DOWN, "busy", ""),
             (_status(SESSIONS, 500), _DOWN, "login_failed", ""),

@@ -190,8 +190,8 @@ class TestManyValues:
 
     def test_a_slow_agent_with_many_outlets_has_time_for_them(self, tmp_path):
         agent = Agent({f"{POWER}.{outlet}": outlet for outlet in range(1, 9)})
-        agent.delay_seconds = 0.15
-        config = pdu(tmp_path, agent.port, outlets=list(range(1, 9)), values_per_request=2, timeout_seconds=0.2)
+        agent.delay_seconds = 0.3  # four requests take longer than the limit of one
+        config = pdu(tmp_path, agent.port, outlets=list(range(1, 9)), values_per_request=2, timeout_seconds=1.0)
         with opened(config) as source:
             until(source, lambda readings: len(readings) == 8)
         agent.close()

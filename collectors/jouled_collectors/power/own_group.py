@@ -1,0 +1,13 @@
+"""The group that a rule for udev lets in: the daemon's own."""
+
+import grp
+import os
+
+
+def group_name() -> str:
+    """Its name, or its number where it has none."""
+    group = os.getegid()
+    try:
+        return grp.getgrgid(group).gr_name
+    except KeyError:
+        return str(group)
