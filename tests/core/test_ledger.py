@@ -163,3 +163,28 @@ def test_a_counter_takes_over_from_a_gauge():
         assert not meter.energy(EnergyReading("gpu0", START + t * SECOND, t * 100_000_000))
     assert meter.measured_uj == 4 * 300_000_000 + 3 * 100_000_000
     assert meter.gauge_seconds == 0.0
+
+
+@pytest.mark.parametrize("every", [10, 20, 60, 300])
+def test_a_gauge_that_is_read_rarely_is_integrated_once_its_pace_is_known(every):
+    meter = Meter(Device(name="bmc", kind=DeviceKind.NODE))
+    for t in range(0, 30 * every + 1, every):
+        meter.power(PowerReading("bmc", START + t * SECOND, 500.0))
+    assert meter.measured_uj >= 27 * every * 500 * 10**6
+    before_uj = meter.measured_uj
+    meter.power(PowerReading("bmc", START + 40 * every * SECOND, 500.0))
+    assert meter.measured_uj == before_uj, "ten readings left out are a gap all the same"
+
+
+def test_a_refused_reading_of_a_counter_does_not_bring_it_back():
+    """A gauge stood in for it; what that told would be counted again by the next good reading."""
+    meter = Meter(Device(name="bmc", kind=DeviceKind.NODE))
+    for t in range(100):
+        meter.energy(EnergyReading("bmc", START + t * SECOND, t * 500_000_000))
+    for t in range(100, 300):
+        meter.power(PowerReading("bmc", START + t * SECOND, 500.0))
+    assert meter.energy(EnergyReading("bmc", START + 300 * SECOND, -1)) == "implausible"
+    for t in range(301, 400):
+        meter.energy(EnergyReading("bmc", START + t * SECOND, t * 500_000_000))
+    assert meter.measured_uj == 399 * 500_000_000
+    assert meter.rejected["implausible"] == 1

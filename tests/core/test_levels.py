@@ -9,7 +9,7 @@ from msgspec.structs import replace as change
 from tests.core.scenario import PARAMETERS, SECOND, START
 
 from jouled.core.ledger.calibration import calibrate
-from jouled.core.ledger.levels import Level, NodeBook, levels, speaking
+from jouled.core.ledger.levels import Level, NodeBook, complete, levels
 from jouled.core.ledger.meter import Meter
 from jouled.core.ledger.residual import ResidualBook, Window
 from jouled.core.ledger.tree import leaves
@@ -51,9 +51,9 @@ def test_members_of_one_feed_belong_together_from_whatever_source():
 
 def test_an_incomplete_level_does_not_speak():
     found = levels([BMC, A, B])
-    assert speaking(found, {"a", "b", "bmc"}.__contains__).members == ("a", "b")
-    assert speaking(found, {"a", "bmc"}.__contains__).members == ("bmc",)
-    assert speaking(found, {"a"}.__contains__) is None
+    assert names(complete(found, {"a", "b", "bmc"}.__contains__)) == [("a", "b"), ("bmc",)]
+    assert names(complete(found, {"a", "bmc"}.__contains__)) == [("bmc",)]
+    assert complete(found, {"a"}.__contains__) == []
 
 
 def test_a_gpu_that_two_sources_show_is_counted_where_it_is_read_directly():
@@ -81,7 +81,7 @@ def book_of(by_name: dict[str, Meter], book: NodeBook, at: int) -> int:
     def is_heard(name: str) -> bool:
         return bool(by_name[name].curve) and not by_name[name].silent(START + at * SECOND)
 
-    return book.advance(speaking(found, is_heard), by_name)
+    return book.advance(complete(found, is_heard), by_name)
 
 
 def test_an_outlet_that_falls_silent_makes_the_sum_late_and_never_low():
@@ -324,3 +324,88 @@ def test_the_snapshot_says_which_level_speaks_and_what_is_missing():
     assert gauges["node_level_speaks"] == {("outlet",): 0.0, ("node",): 1.0}
     assert gauges["device_valid"]["b", "silent"] == 0.0
     assert gauges["device_valid"]["a", "ok"] == 1.0
+
+
+# what a hostile reader found
+
+
+def test_a_slow_meter_takes_over_where_it_has_told_of_the_moment():
+    """The BMC is asked once a minute; its reading behind the outlets' last one spans time that they have booked."""
+    by_name = {"a": Meter(A), "bmc": Meter(BMC)}
+    book, booked = NodeBook(), 0
+    for t in range(1500):
+        if not 526 <= t < 565:
+            feed_of(by_name["a"], t, t + 1, 500.0)
+        if t % 60 == 30:
+            feed_of(by_name["bmc"], t, t + 1, 500.0)
+        booked += book_of(by_name, book, t)
+        assert booked <= 500 * t * 10**6, t
+    assert booked >= 500 * 1490 * 10**6
+
+
+def test_a_fit_is_of_the_present_meters_only():
+    """The board draws 300 W beyond its GPU; outlets that were heard for the first half hour tell 400 W."""
+    pipeline = Pipeline(PARAMETERS)
+    for known in (A, B, BMC, device("gpu0", DeviceKind.GPU, "nvml")):
+        pipeline.feed(known)
+    gpu_joules = 0
+    for t in range(2700):
+        gpu_joules += 300 if t // 120 % 2 else 600
+        told = {"a": 200 * t + gpu_joules / 2, "bmc": 300 * t + gpu_joules, "gpu0": gpu_joules}
+        for name, joules in (told | ({"b": told["a"]} if t < 1350 else {})).items():
+            pipeline.feed(EnergyReading(name, START + t * SECOND, round(joules * 1e6)))
+        pipeline.advance(START + t * SECOND)
+    gauges = pipeline.snapshot(START + 2700 * SECOND).gauges
+    assert gauges["calibration_offset_watts"][()] == pytest.approx(300.0, abs=1.0)
+    assert gauges["calibration_slope_ratio"][()] == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("gauge_first", [False, True])
+@pytest.mark.parametrize("per_second", [1, 20])
+def test_counter_and_gauge_are_compared_in_any_order_and_at_any_pace(per_second, gauge_first):
+    """Without a node meter nothing but the open cells holds the knots of a fast counter."""
+    pipeline = Pipeline(PARAMETERS)
+    pipeline.feed(device("gpu0", DeviceKind.GPU, "nvml", max_watts=700.0))
+    for k in range(150 * per_second):
+        t_ns = START + k * SECOND // per_second
+        told = [EnergyReading("gpu0", t_ns, k * 300_000_000 // per_second), PowerReading("gpu0", t_ns, 200.0)]
+        for reading in reversed(told) if gauge_first else told:
+            pipeline.feed(reading)
+        if k % per_second == 0:
+            pipeline.advance(t_ns)
+    gauges = pipeline.snapshot(START + 150 * SECOND).gauges
+    assert gauges["device_energy_check_ratio"][("gpu0",)] == pytest.approx(1.5, rel=0.01)
+
+
+def test_when_nobody_is_heard_no_level_speaks():
+    pipeline = Pipeline(PARAMETERS)
+    pipeline.feed(BMC)
+    for t in range(3):
+        pipeline.feed(EnergyReading("bmc", START + t * SECOND, t * 10**8))
+        pipeline.advance(START + t * SECOND)
+    assert pipeline.snapshot(START + 3 * SECOND).gauges["node_level_speaks"] == {("node",): 1.0}
+    pipeline.advance(START + 60 * SECOND)
+    assert pipeline.snapshot(START + 60 * SECOND).gauges["node_level_speaks"] == {("node",): 0.0}
+
+
+def test_behind_a_slow_outlet_that_falls_silent_the_bmc_goes_on_from_its_last_word():
+    """Read every five minutes it is missed after fifteen; until then the BMC's knots must be there."""
+    pipeline = Pipeline(PARAMETERS)
+    pipeline.feed(A)
+    pipeline.feed(BMC)
+    for t in range(2800):
+        if t % 300 == 0 and t <= 1500:
+            pipeline.feed(EnergyReading("a", START + t * SECOND, 500 * t * 10**6))
+        pipeline.feed(EnergyReading("bmc", START + t * SECOND, 500 * t * 10**6))
+        pipeline.advance(START + t * SECOND)
+    counters = pipeline.snapshot(START + 2800 * SECOND).counters
+    lost_uj = 2799 * 500 * 10**6 - counters["boundary_energy_joules_total"]["node",]
+    assert 0 <= lost_uj <= 5 * 500 * 10**6, "a second at each change of levels before its pace is known"
+
+
+def test_a_source_that_is_read_every_ten_minutes_is_valid_between_its_readings():
+    meter = Meter(BMC)
+    for t in range(0, 6001, 600):
+        meter.energy(EnergyReading("bmc", START + t * SECOND, 500 * t * 10**6))
+    assert [validity(meter, 6000 + later) for later in (1, 300, 599)] == ["ok"] * 3
+    assert validity(meter, 6000 + 1900) == "silent"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace as change
 from tests.core.scenario import PARAMETERS, SECOND, START, Node, Result, gpu, request, request_sets, run, when
@@ -188,6 +188,7 @@ def test_an_engine_whose_cells_stay_open_delays_no_other_ones_receipts():
     assert pipeline.host.open_uj > 0, "the other engine's part waits for its rows"
 
 
+@settings(deadline=None)
 @given(
     requests=request_sets(most=8, seconds=25.0),
     which=st.sampled_from(IdlePolicy),

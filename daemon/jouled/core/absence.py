@@ -30,6 +30,7 @@ class Absences:
         """Back again at `now_ns`: until somebody names them, these devices and engines may be gone."""
         self._spans = [span for span in self._spans if span[1] > now_ns - KEEP_NS]
         self._spans.append([last_ns, now_ns])
+        self.hardware_went_on = True
         self._devices, self._engines = devices, engines
         self._return_by_ns = now_ns + RETURN_NS
 

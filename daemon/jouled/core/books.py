@@ -23,7 +23,10 @@ class CounterSeries(Struct, frozen=True, array_like=True):
 
 
 class Books(Struct, frozen=True, kw_only=True):
-    """The committed books. Readers must accept missing fields: older versions wrote fewer."""
+    """The committed books. Readers must accept missing fields: older versions wrote fewer.
+
+    node_edge_ns: core time up to which the energy of the whole node is booked.
+    """
 
     version: int = BOOKS_VERSION
     counters: dict[str, list[CounterSeries]] = {}
@@ -32,3 +35,4 @@ class Books(Struct, frozen=True, kw_only=True):
     open_by_engine: list[tuple[tuple[str, ...], str, str, int]] = []
     device_raw: dict[str, RawCounter] = {}
     engine_raw: dict[str, dict[str, int]] = {}
+    node_edge_ns: int | None = None

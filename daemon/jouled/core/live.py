@@ -8,7 +8,7 @@ from jouled.core.accounting.counters import CounterTable
 from jouled.core.attribution.census import Monotone
 from jouled.core.books import RawCounter
 from jouled.core.ledger.counters import plausible_watts
-from jouled.core.ledger.levels import Level, NodeBook, levels, speaking
+from jouled.core.ledger.levels import Level, NodeBook, complete, levels
 from jouled.core.ledger.meter import Meter
 from jouled.core.ledger.residual import ResidualBook
 from jouled.core.ledger.tree import is_measured, leaves, meters, parts_of
@@ -57,11 +57,11 @@ class LiveMeters:
             meter = by_name[name]
             return bool(meter.curve) and is_measured(meter) and not meter.silent(now_ns)
 
-        found = levels(devices, self.preferred_sources)
-        self._book_node(self.node.advance(speaking(found, is_heard), by_name))
+        heard = complete(levels(devices, self.preferred_sources), is_heard)
+        self._book_node(self.node.advance(heard, by_name))
         if self.node.level is not None:
             self._book_beyond(self.residual, self.node.level, parts_of(by_name), by_name)
-        self._book_losses([level for level in found if all(map(is_heard, level.members))], by_name)
+        self._book_losses(heard, by_name)
 
     def _book_node(self, grown_uj: int) -> None:
         if self.node.level is None:
@@ -74,9 +74,9 @@ class LiveMeters:
         book.advance([by_name[name] for name in level.members], parts)
         self._count(book, "residual_energy_joules_total", "residual_deficit_joules_total", ())
 
-    def _book_losses(self, complete: Sequence[Level], by_name: Mapping[str, Meter]) -> None:
+    def _book_losses(self, heard: Sequence[Level], by_name: Mapping[str, Meter]) -> None:
         """What is lost on the way from one level to the next: mostly the conversion in power supplies."""
-        for upper, lower in pairwise(complete):
+        for upper, lower in pairwise(heard):
             between = (upper.kind.value, lower.kind.value)
             book = self.losses.setdefault(between, ResidualBook())
             book.advance([by_name[name] for name in upper.members], [by_name[name] for name in lower.members])
@@ -98,6 +98,7 @@ class LiveMeters:
     def forget(self, name: str) -> None:
         """A device is gone; if it comes back, it begins anew."""
         self._seen_uj.pop(name, None)
+        self.node.forget(name)
         for key in [key for key in self._gaps if key[0] == name]:
             del self._gaps[key]
 

@@ -23,7 +23,7 @@ from jouled.core.attribution.host import HostBook
 from jouled.core.books import Books, CounterSeries, RawCounter
 from jouled.core.group_account import GroupAccount
 from jouled.core.identity import Admission, Waiting
-from jouled.core.ledger.meter import Meter
+from jouled.core.ledger.meter import SILENCE_MAX_NS, Meter
 from jouled.core.ledger.tree import host_of, leaves, meters
 from jouled.core.live import LiveMeters, LiveTokens, downtime_uj
 from jouled.core.topology import Group, default_devices, groups
@@ -55,8 +55,9 @@ Gauges = dict[str, dict[tuple[str, ...], float]]
 RECENT_SHOWN = 30
 LOWEST_COVERAGE = 0.9
 """Of an engine's tokens that request events must tell of for a ratio of goodput; below it something samples them."""
-RESIDUAL_KEEP_NS = 600 * NANOSECONDS_PER_SECOND
-"""A node meter that falls silent holds the knots of the others for no longer than this."""
+RESIDUAL_KEEP_NS = SILENCE_MAX_NS + 60 * NANOSECONDS_PER_SECOND
+"""A node meter that falls silent holds the knots of the others for no longer than this: until the next level of meters
+has gone on from its last word."""
 RESPONSE_PREFIXES = ("", "chatcmpl-", "cmpl-")
 
 
@@ -202,6 +203,7 @@ class Pipeline:
             self._account.counters.add("source_gap_seconds_total", (meter.device.source, "downtime"), gap_seconds)
             return
         meter.downtime_uj += away_uj
+        meter.away_from_ns = before_ns
 
     def _power(self, reading: PowerReading) -> str:
         meter = self._meters.get(reading.device)
@@ -736,6 +738,7 @@ class Pipeline:
         What meters tell next begins anew where they stand: the difference is downtime where it can be known.
         """
         self._device_raw |= self._raw_counters()
+        self._live.node.was_away(self._meters)
         for meter in self._meters.values():
             meter.leave()
         left_ns = [meter.left_ns for meter in self._meters.values() if meter.left_ns is not None]
@@ -799,6 +802,7 @@ class Pipeline:
             open_by_engine=[opened for group, books in self._groups.items() for opened in _open_of(group, books)],
             device_raw=self._device_raw | self._raw_counters(),
             engine_raw=dict(self._engine_raw),
+            node_edge_ns=self._live.node.edge_ns or self._live.node.left_ns,
         )
 
     def _raw_counters(self) -> dict[str, RawCounter]:
@@ -823,6 +827,7 @@ class Pipeline:
             self._account.book_energy(engine, books_model(books, engine), Owner.UNATTRIBUTED, Quality(quality), open_uj)
         self._device_raw = dict(books.device_raw)
         self._engine_raw = dict(books.engine_raw)
+        self._live.node.left_ns = books.node_edge_ns
         stopped_ns = max((raw.t_ns for raw in books.device_raw.values()), default=0)
         for entry in books.counters.get("requests_total", ()):
             self._attainment(entry.labels[0]).told_ns = stopped_ns

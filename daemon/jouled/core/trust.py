@@ -21,13 +21,13 @@ def trust_gauges(by_name: Mapping[str, Meter], live: LiveMeters, now_ns: int) ->
         heard = sum(not by_name[name].silent(now_ns) and is_measured(by_name[name]) for name in level.members)
         yield "node_meters_expected", (level.kind.value,), float(len(level.members))
         yield "node_meters_heard", (level.kind.value,), float(heard)
-        speaks = live.node.level is not None and live.node.level.kind is level.kind
+        speaks = heard == len(level.members) and live.node.level is not None and live.node.level.kind is level.kind
         yield "node_level_speaks", (level.kind.value,), float(speaks)
     watts = [by_name[name].watts(now_ns) for name in live.node.level.members] if live.node.level else []
     told = [value for value in watts if value is not None]
     if told and len(told) == len(watts):
         yield "node_power_watts", (), sum(told)
-    fit = calibrate(list(live.residual.windows))
+    fit = calibrate(live.residual.alike)
     if fit is not None:
         yield "calibration_offset_watts", (), fit.offset_watts
         yield "calibration_slope_ratio", (), fit.slope_ratio

@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 
 from jouled.api import PowerSettings
 from jouled.app.config import load, settings_for
+from jouled.app.config.load import MOST_RESEND_SECONDS, sink_settings_for
 from jouled.model.errors import ConfigurationError
 from jouled.model.parameters import DeviceChange, IdlePolicy, Parameters, Slo, Tier
+from jouled.outputs.sinks.influx import InfluxSink
+from jouled.outputs.store.spool import LONGEST_UNCERTAIN_NS
 
 WHOLE = """
 [state]
@@ -303,3 +306,11 @@ def test_partitions_of_a_device_become_devices_without_a_meter(tmp_path):
     assert (device.name, device.kind, device.parent, device.fraction) == ("gpu0/mig1", "partition", "gpu0", 0.25)
     assert config.engines[0].engine().devices == ("gpu0/mig1",)
     assert config.engines[0].replica == "1"
+
+
+@pytest.mark.parametrize("seconds", [-1.0, MOST_RESEND_SECONDS + 1.0])
+def test_what_is_sent_again_is_limited_to_what_the_spool_keeps(seconds):
+    assert MOST_RESEND_SECONDS * 1_000_000_000 < LONGEST_UNCERTAIN_NS
+    assert sink_settings_for(InfluxSink, "x", {"url": "http://h", "resend_seconds": 300}).resend_seconds == 300.0
+    with pytest.raises(ConfigurationError, match=r"sinks\.x\.resend_seconds: out of range"):
+        sink_settings_for(InfluxSink, "x", {"url": "http://h", "resend_seconds": seconds})

@@ -75,6 +75,10 @@ class FakeSource:
         self.closed = True
 
 
+class PartedSource(FakeSource):
+    parts: ClassVar[Mapping[str, SourceError | None]] = {"gpu0": None}
+
+
 class FakeCollector:
     """Behaves as `behaviour` says, from the first read on."""
 
@@ -86,6 +90,8 @@ class FakeCollector:
         assert isinstance(settings, FakeSettings)
         if settings.behaviour == "fatal":
             raise SourceError(SourceState.DOWN, "driver_reloaded", "the driver is another one", fatal=True)
+        if settings.behaviour == "parted":
+            return PartedSource(clock)
         acts: dict[str, Callable[[], None]] = {
             "steady": lambda: None,
             "crash": lambda: os._exit(7),

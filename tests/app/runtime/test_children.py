@@ -121,6 +121,17 @@ async def test_release_frees_the_device_and_comes_back(monkeypatch: pytest.Monke
         assert states == {SourceState.OK}
 
 
+async def test_the_parts_of_a_released_source_are_released_and_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with supervised(monkeypatch, "parted") as (supervisor, inbox):
+        await inbox.until(lambda batch: batch.readings)
+        await supervisor.release(0.3)
+        told = await inbox.until(with_state(SourceState.RELEASED))
+        assert [(r.source, r.state.value) for r in told.reports] == [("fake", "released"), ("fake/gpu0", "released")]
+        inbox.batches.clear()
+        again = await inbox.until(lambda batch: batch.readings)
+        assert {(r.source, r.state.value) for r in again.reports} == {("fake", "ok"), ("fake/gpu0", "ok")}
+
+
 PARENT = """
 import asyncio, sys
 from jouled.app.runtime.children import ChildSupervisor

@@ -143,6 +143,22 @@ def test_a_part_that_is_none_any_more_after_opening_again_is_told() -> None:
     assert last == {"scripted": ("ok", ""), "scripted/pdu1": ("ok", ""), "scripted/pdu2": ("absent", "gone")}
 
 
+def test_a_part_that_is_taken_away_while_the_source_works_is_told_once() -> None:
+    looks = iter([{"gpu0": None, "gpu1": None}])
+
+    class Parted(FakeSource):
+        parts = None
+
+        def read(self):
+            self.parts = next(looks, {"gpu0": None})
+            return super().read()
+
+    batches, _ = run(Scripted(Parted), waits=10)
+    told = [(report.source, report.state.value) for batch in batches for report in batch.reports]
+    assert told.count(("scripted/gpu1", "absent")) == 1
+    assert told.count(("scripted/gpu0", "ok")) == 1
+
+
 def test_bug_in_a_collector_is_an_error_like_others(caplog: pytest.LogCaptureFixture) -> None:
     batches, _ = run(Scripted(ZeroDivisionError("by zero"), FakeSource), waits=5)
     reports = [report for batch in batches for report in batch.reports]

@@ -16,8 +16,9 @@ from jouled.app.config.types import Config, EngineConfig
 from jouled.app.config.urls import port_of
 from jouled.model.errors import ConfigurationError
 
-MOST_RESEND_SECONDS = 3600.0
-"""Longer ago nothing is left unsynced anywhere, and all of it would be sent again at each start."""
+MOST_RESEND_SECONDS = 300.0
+"""Longer ago nothing is left unsynced anywhere, and all of it would be sent again at each start. The spool keeps
+what may have to be sent again for 10 minutes at least; it must be less than that."""
 
 
 def load(path: Path | None, environment: Mapping[str, str]) -> Config:

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from types import FrameType
 
@@ -29,6 +30,7 @@ NEEDS_NEW_PROCESS = 3
 """Exit code after a fatal error, and where the node does not have the source; the child has reported that itself."""
 
 _DAEMON_GONE = 0
+_LONGEST_SLEEP_SECONDS = 0.1
 
 
 class Assignment(msgspec.Struct, kw_only=True):
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     assignment = msgspec.json.decode(sys.stdin.buffer.read(), type=Assignment)
     collector = _load(assignment.collector)
     settings = msgspec.json.decode(assignment.settings, type=collector.settings_type)
-    stop = threading.Event()
+    stop = _Stop()
 
     def on_terminate(_number: int, _frame: FrameType | None) -> None:
         stop.set()
@@ -66,6 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     sample(collector, settings, BootClock(assignment.clock_offset_ns), emit, stop, ends_if_absent=True)
     return 0 if stop.is_set() else NEEDS_NEW_PROCESS
+
+
+class _Stop(threading.Event):
+    """Is looked at after a short wait instead of ending it: a sleep takes half the CPU time, 50 times a second."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if timeout is None or timeout > _LONGEST_SLEEP_SECONDS:
+            return super().wait(timeout)
+        time.sleep(timeout)
+        return self.is_set()
 
 
 def _load(path: str) -> PowerCollector:

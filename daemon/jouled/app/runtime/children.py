@@ -55,6 +55,7 @@ class ChildSupervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._released_until = 0.0
         self._is_absent = False
+        self._parts: set[str] = set()
         self._missing = Backoff(60.0, 300.0)
         self._broken = self._missing if settings.startup == "ignore" else Backoff(1.0, 30.0)
         self._decoder = msgspec.msgpack.Decoder(Batch)
@@ -154,13 +155,22 @@ class ChildSupervisor:
         for report in batch.reports:
             if report.source == self.name:
                 self._is_absent = report.state is SourceState.ABSENT
+            elif report.reason == "gone":
+                self._parts.discard(report.source)
+            else:
+                self._parts.add(report.source)
         if batch.readings:
             self._broken.reset()
             self._missing.reset()
 
     def _report(self, state: SourceState, reason: str, message: str) -> None:
-        report = SourceReport(source=self.name, state=state, reason=reason, message=message, t_ns=self._clock.now_ns())
-        self._deliver(self._batch(report))
+        """Tell it of the source and of its parts: nobody asks them now."""
+        now_ns = self._clock.now_ns()
+        reports = [
+            SourceReport(source=source, state=state, reason=reason, message=message, t_ns=now_ns)
+            for source in (self.name, *sorted(self._parts))
+        ]
+        self._deliver(self._batch(*reports))
 
     def _batch(self, *reports: SourceReport) -> Batch:
         return Batch(

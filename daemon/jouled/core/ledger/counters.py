@@ -24,6 +24,8 @@ GAUGE_GAP_FACTOR = 3
 """A gauge is not integrated over more than this multiple of its usual interval (power-sources.md section 8)."""
 GAUGE_GAP_MIN_NS = 2 * NANOSECONDS_PER_SECOND
 GAUGE_GAP_FIRST_NS = 15 * NANOSECONDS_PER_SECOND
+GAUGE_GAP_MAX_NS = 900 * NANOSECONDS_PER_SECOND
+"""As long as a source may be silent at most."""
 
 
 def plausible_watts(device: Device) -> float:
@@ -43,6 +45,10 @@ class Step(Enum):
     GAP = "gap"
     IMPLAUSIBLE = "implausible"
     OUT_OF_ORDER = "out_of_order"
+
+
+REFUSED = frozenset({Step.IMPLAUSIBLE, Step.OUT_OF_ORDER})
+"""What is counted as an error and tells nothing."""
 
 
 class CounterTrack:
@@ -134,15 +140,17 @@ class GaugeTrack:
         if span_ns <= 0:
             return Step.OUT_OF_ORDER, 0
         self._last = (t_ns, watts)
-        if span_ns > self._longest_ns():
+        longest_ns = self._longest_ns()
+        self._intervals_ns.append(span_ns)  # long ones too: a gauge that is read once a minute has no shorter ones
+        if span_ns > longest_ns:
             return Step.GAP, 0
-        self._intervals_ns.append(span_ns)
         return Step.MOVED, round((last_watts + watts) * span_ns / 2000)
 
     def _longest_ns(self) -> int:
         if len(self._intervals_ns) < 3:
             return GAUGE_GAP_FIRST_NS
-        return max(GAUGE_GAP_FACTOR * round(median(self._intervals_ns)), GAUGE_GAP_MIN_NS)
+        usual_ns = round(median(self._intervals_ns))
+        return min(max(GAUGE_GAP_FACTOR * usual_ns, GAUGE_GAP_MIN_NS), GAUGE_GAP_MAX_NS)
 
 
 SILENCE_NS = nanoseconds(15.0)

@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 
-from jouled.core.ledger.counters import SILENCE_NS, CounterTrack, GaugeTrack, Step
+from jouled.core.ledger.counters import REFUSED, SILENCE_NS, CounterTrack, GaugeTrack, Step
 from jouled.core.ledger.cross_check import Check, CrossCheck
 from jouled.core.ledger.curve import EnergyCurve
 from jouled.core.ledger.validity import Knowledge, Validity
@@ -21,11 +21,11 @@ SILENCE_MAX_NS = nanoseconds(900.0)
 class Meter:
     """Follows one device.
 
-    `measured_uj`: all energy it told of in this run. `downtime_uj`: what it used before, while the daemon was away;
-    `take_downtime` hands it out. `take_late`: what came after its cells had been closed without it. `is_new`: the next
-    reading is the first one, or the first one after a restart, before which the last one was at `left_ns`. Only
-    readings at which a counter moved become knots (attribution.md section 3): a stale counter read again says nothing
-    about when the energy was used.
+    `measured_uj`: all energy it told of in this run. `downtime_uj`: what it used before, while the daemon was away
+    (the last time since `away_from_ns`); `take_downtime` hands it out. `take_late`: what came after its cells had been
+    closed without it. `is_new`: the next reading is the first one, or the first one after a restart, before which the
+    last one was at `left_ns`. Only readings at which a counter moved become knots (attribution.md section 3): a stale
+    counter read again says nothing about when the energy was used.
     """
 
     def __init__(self, device: Device) -> None:
@@ -44,9 +44,11 @@ class Meter:
         self._track: CounterTrack | GaugeTrack | None = None
         self._aside: tuple[CounterTrack, int] | None = None
         self.downtime_uj = 0
+        self.away_from_ns: int | None = None
         self._downtime_taken_uj = 0
         self._late_uj = 0
         self._frozen = False
+        self._caught_up_ns = 0
         self._intervals_ns: deque[int] = deque(maxlen=5)
         self._peaks: deque[tuple[int, float]] = deque()
         self._power_mark: tuple[int, int] | None = None
@@ -78,15 +80,16 @@ class Meter:
         if isinstance(self._track, CounterTrack):
             return self._take(reading.t_ns, *self._track.step(reading.t_ns, reading.microjoules))
         counter, told_uj = self._aside or (CounterTrack(self.device), self.measured_uj)
-        self._follow(counter)
         step, delta_uj = counter.step(reading.t_ns, reading.microjoules)
-        reason = self._take(reading.t_ns, step, 0)
-        if not reason:
-            # What a gauge told in its place is not told twice; of the rest nobody knows when it was used.
-            late_uj = max(delta_uj - (self.measured_uj - told_uj), 0)
-            self.measured_uj += late_uj
-            self._late_uj += late_uj
-        return reason
+        if step in REFUSED:
+            return self._take(reading.t_ns, step, 0)  # it does not bring the counter back
+        self._follow(counter)
+        self._take(reading.t_ns, step, 0)
+        # What a gauge told in its place is not told twice; of the rest nobody knows when it was used.
+        late_uj = max(delta_uj - (self.measured_uj - told_uj), 0)
+        self.measured_uj += late_uj
+        self._late_uj += late_uj
+        return ""
 
     def power(self, reading: PowerReading) -> str:
         """Take a gauge reading; returns why it was rejected, or an empty string.
@@ -123,7 +126,7 @@ class Meter:
         self._intervals_ns.clear()
 
     def _take(self, t_ns: int, step: Step, delta_uj: int) -> str:
-        if step in (Step.IMPLAUSIBLE, Step.OUT_OF_ORDER):
+        if step in REFUSED:
             reason: str = step.value
             self.rejected[reason] += 1
             return reason
@@ -137,7 +140,7 @@ class Meter:
         self.measured_uj += delta_uj
         if self._frozen or t_ns <= self.curve.last_ns:
             self._late_uj += delta_uj
-            self._frozen = False
+            self._frozen, self._caught_up_ns = False, t_ns
             delta_uj = 0
         if t_ns > self.curve.last_ns:
             self.curve.append(t_ns, self.curve.last_uj + delta_uj)
@@ -146,10 +149,11 @@ class Meter:
 
     def _begin(self, t_ns: int) -> None:
         """The first reading, or the first one after the daemon was away: no cell in between holds energy."""
-        self.is_new = False
+        self.is_new, self._caught_up_ns = False, t_ns
         if not self.curve:
             self.curve.append(t_ns, 0)
         elif t_ns > self.curve.last_ns:
+            self.knowledge.holes.append((self.curve.last_ns, t_ns))
             self.curve.append(t_ns, self.curve.last_uj)
 
     def _note_interval(self, step: Step, t_ns: int, span_ns: int) -> None:
@@ -234,10 +238,11 @@ class Meter:
         """Cumulative energy at `t_ns` in the curve, for who counts only what is used later, microjoules.
 
         A counter that stood still then (frozen, or a BMC that hung) tells at once what it used meanwhile; that is
-        left out. `None` while it still stands.
+        left out. `None` while it still stands. Where it was silent the curve is flat as well, but what it used then is
+        told apart.
         """
         begin_ns, end_ns, moved_uj = self.curve.stand(t_ns)
-        if isinstance(self._track, CounterTrack) and end_ns - begin_ns > SILENCE_NS:
+        if isinstance(self._track, CounterTrack) and end_ns - max(begin_ns, self._caught_up_ns) > SILENCE_NS:
             return moved_uj
         return self.curve.value_at(t_ns)
 

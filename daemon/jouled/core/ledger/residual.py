@@ -54,6 +54,7 @@ class ResidualBook:
         self._windows: deque[Window] = deque(maxlen=KEEP_WINDOWS)
         self._members: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
         self._edge_ns: int | None = None
+        self._members_since_ns = 0
 
     def advance(self, node: Sequence[Meter], parts: Sequence[Meter]) -> None:
         """Book all windows that every member's curve covers."""
@@ -65,10 +66,16 @@ class ResidualBook:
         if members != self._members or self._edge_ns is None:
             # Others may have booked windows of a time that these meters know as well.
             self._members, self._edge_ns = members, max(known_from_ns, self._edge_ns or known_from_ns)
+            self._members_since_ns = self._edge_ns
         parts_until_ns = min(meter.curve.last_ns for meter in parts)
         node_until_ns = min(meter.curve.last_ns for meter in node)
         while self._edge_ns + WINDOW_NS <= min(parts_until_ns, node_until_ns):
             self._edge_ns = max(self._edge_ns, known_from_ns)
+            # Past a long silence at once: of a week away there are ten thousand windows.
+            until_ns = max(m.knowledge.hole_until(self._edge_ns, self._edge_ns + WINDOW_NS) for m in everyone)
+            if until_ns > self._edge_ns:
+                self._edge_ns = until_ns
+                continue
             comparable_ns = min(parts_until_ns, node_until_ns - LAGS_SECONDS[-1] * NANOSECONDS_PER_SECOND)
             steps = range(max(comparable_ns - HISTORY_NS, known_from_ns), comparable_ns + 1, STEP_NS)
             if len(steps) < FEWEST_STEPS:
@@ -101,6 +108,11 @@ class ResidualBook:
     def windows(self) -> Sequence[Window]:
         """The latest settled windows, an hour of them."""
         return self._windows
+
+    @property
+    def alike(self) -> list[Window]:
+        """Those of them that the present meters told."""
+        return [window for window in self._windows if window.begin_ns >= self._members_since_ns]
 
     @property
     def is_known(self) -> bool:

@@ -68,9 +68,15 @@ class Knowledge:
         """Whether some of this time is not known."""
         return any(since < end_ns and begin_ns < until for since, until in self.holes)
 
+    def hole_until(self, begin_ns: int, end_ns: int) -> int:
+        """The end of a hole that all of this time lies in; its begin where there is none."""
+        return max((until for since, until in self.holes if since <= begin_ns and end_ns <= until), default=begin_ns)
+
     def judge(self, now_ns: int, usual_seconds: float, check: Check | None, *, is_silent: bool) -> Validity | None:
         """The last minutes; `None` before anything is known. usual_seconds: between two readings."""
         recent = [minute for minute in self._minutes if minute.number > now_ns // MINUTE_NS - MINUTES]
+        if not is_silent:
+            recent = recent or list(self._minutes)[-1:]  # read less often than that, and due to be
         known_ns = sum(minute.known_ns for minute in recent)
         total_ns = known_ns + sum(minute.unknown_ns for minute in recent)
         if not total_ns:

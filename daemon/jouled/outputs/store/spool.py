@@ -16,7 +16,7 @@ KINDS: tuple[Kind, ...] = ("points", "receipts")
 DEAD_LETTERS_KEPT = 1_000
 """Records that a sink refused for good, kept to be looked at; older ones are dropped."""
 _REMOVED_AT_ONCE = 2_000
-_LONGEST_UNCERTAIN_NS = 600_000_000_000
+LONGEST_UNCERTAIN_NS = 600_000_000_000
 """A daemon that ends every few seconds makes nothing certain; all of it would be sent again at each of its starts."""
 
 
@@ -192,7 +192,7 @@ class Spool:
         since_ns = self._since_ns.get(stream, wall_ns)
         if number > before or taken == before:
             since_ns = wall_ns
-        elif wall_ns - since_ns > _LONGEST_UNCERTAIN_NS:
+        elif wall_ns - since_ns > LONGEST_UNCERTAIN_NS:
             number, since_ns = taken, wall_ns
         self.certain[stream] = max(number, before)
         self._since_ns[stream] = since_ns
