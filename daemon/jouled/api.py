@@ -248,18 +248,21 @@ class HttpIngest(Protocol):
         ...
 
 
+ResendSeconds = Annotated[
+    float,
+    Meta(
+        description="Behind an outage of the receiver, and when the daemon starts, what it took in the last so many"
+        " seconds before is sent again, as a receiver that dies forgets what it has not synced. At most 300; 0: nothing."
+    ),
+]
+
+
 class SinkSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     """Settings every sink has."""
 
     type: Annotated[str, Meta(description="Which sink it is. Empty: the one that the table is named after.")] = ""
     timeout_seconds: Annotated[float, Meta(description="A delivery that takes longer counts as failed.")] = 10.0
-    resend_seconds: Annotated[
-        float,
-        Meta(
-            description="Behind an outage of the receiver, and when the daemon starts, what it took in the last so many"
-            " seconds before is sent again, as a receiver that dies forgets what it has not synced. 0: nothing."
-        ),
-    ] = 0.0
+    resend_seconds: ResendSeconds = 0.0
 
 
 class RejectedRecord(Struct, frozen=True):

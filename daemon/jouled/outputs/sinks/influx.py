@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import aiohttp
 from msgspec import Meta
 
-from jouled.api import Delivery, SinkSettings
+from jouled.api import Delivery, ResendSeconds, SinkSettings
 from jouled.model.errors import ConfigurationError, SinkError
 from jouled.model.points import Kind, NumberedReceipt, Points
 from jouled.outputs.secret_file import secret
@@ -46,7 +46,7 @@ class InfluxSettings(SinkSettings, kw_only=True, forbid_unknown_fields=True):
     user: Annotated[str, Meta(description="User; `v1` only.")] = ""
     password_file: Annotated[str, Meta(description="File with the user's password; `v1` only.")] = ""
     receipts: Annotated[bool, Meta(description="Send a point for each finished request too.")] = True
-    resend_seconds: float = DATABASE_RESEND_SECONDS
+    resend_seconds: ResendSeconds = DATABASE_RESEND_SECONDS
 
 
 class InfluxSink:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from msgspec import Meta, field
 
-from jouled.api import Delivery, SinkSettings
+from jouled.api import Delivery, ResendSeconds, SinkSettings
 from jouled.model.errors import ConfigurationError, SinkError
 from jouled.model.points import Kind, Points
 from jouled.outputs.sinks import http
@@ -47,7 +47,7 @@ class RemoteWriteSettings(SinkSettings, kw_only=True, forbid_unknown_fields=True
         dict[str, str], Meta(description="Further headers, for example `{X-Scope-OrgID = 'power'}`; no secrets.")
     ] = field(default_factory=dict)
     exemplars: Annotated[bool, Meta(description="Send trace ids of observations with the histograms.")] = True
-    resend_seconds: float = DATABASE_RESEND_SECONDS
+    resend_seconds: ResendSeconds = DATABASE_RESEND_SECONDS
 
 
 class RemoteWriteSink:
