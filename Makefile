@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 ARGS ?=
+# Most tests wait for others (servers, time limits), so more of them run at once than there are cores.
+WORKERS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test faults complaints acceptance test-real lint scan bench bench-attribution plots docs clean
@@ -33,7 +35,7 @@ run: $(INSTALLED)  ## the demo: a simulated node of 8 GPUs, the daemon and its p
 
 test: $(INSTALLED_DEV)  ## all tests but acceptance and real engine
 	@scripts/debian_packages.sh
-	$(BIN)/python -m pytest -m "not real_engine" $(ARGS)
+	$(BIN)/python -m pytest -m "not real_engine" --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 faults: $(INSTALLED_DEV)  ## the fault suite at length: 200 kills, outages, full disk, power loss
 	@scripts/debian_packages.sh

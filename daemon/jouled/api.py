@@ -252,7 +252,7 @@ ResendSeconds = Annotated[
     float,
     Meta(
         description="Behind an outage of the receiver, and when the daemon starts, what it took in the last so many"
-        " seconds before is sent again, as a receiver that dies forgets what it has not synced. At most 300; 0: nothing."
+        " seconds before is sent again, as a receiver that dies forgets what it has not synced. At most 300, 0: none."
     ),
 ]
 
