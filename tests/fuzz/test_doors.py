@@ -19,10 +19,13 @@ from jouled.api import MalformedBodyError
 from jouled.app.config.load import load
 from jouled.app.runtime.recording import read
 from jouled.app.runtime.recording_files import RecordingError
-from jouled.model.errors import ConfigurationError
+from jouled.model.errors import ConfigurationError, SourceError
 from jouled.outputs.serve.web_config import read_web_config
 from jouled_collectors.engines.llama_cpp import LlamaCppCollector
 from jouled_collectors.engines.vllm import VllmCollector
+from jouled_collectors.power import dcgm_page, ipmi_output, redfish_parse
+from jouled_collectors.power.mqtt_meter_payload import available, said
+from jouled_collectors.power.mqtt_meter_settings import MeterSettings
 from jouled_collectors.requests.http_events import HttpEventsReceiver
 from jouled_collectors.requests.otlp import OtlpReceiver
 
@@ -72,6 +75,38 @@ def in_a_file(look: Callable[[Path], object]) -> Callable[[bytes, Path], object]
     return look_at
 
 
+METERS = (
+    MeterSettings(name="a", kind="shelly", topic="a/status/switch:0"),
+    MeterSettings(name="b", kind="tasmota", topic="tele/b/SENSOR"),
+    MeterSettings(name="c", kind="zigbee2mqtt", topic="zigbee2mqtt/c"),
+    MeterSettings(name="d", kind="json", topic="d", power_path="a.b.0.watts", energy_path="/a/b/0/wh"),
+)
+
+
+def mqtt_payload(body: bytes, _: Path) -> object:
+    told = [said(meter, topic, body) for meter in METERS for topic in (meter.topic, "a/events/rpc")]
+    assert all(each.watts is None or 0.0 <= each.watts < 1e9 for each in told)
+    assert all(each.microjoules is None or 0 <= each.microjoules < 2**63 for each in told)
+    available(body)
+    return told
+
+
+def redfish_document(body: bytes, _: Path) -> object:
+    document = json.loads(body)
+    if not isinstance(document, dict):  # the session refuses it
+        raise ValueError(document)
+    for key in ("PowerWatts", "EnvironmentMetrics", "MetricValues"):
+        watts, energy = redfish_parse.excerpt_watts(document, key), redfish_parse.excerpt_joules(document, key)
+        assert watts is None or watts >= 0.0
+        assert energy is None or energy >= 0.0
+    chosen = redfish_parse.whole_power_control(document)
+    if chosen is not None:
+        redfish_parse.power_control_watts(document, chosen)
+    for supply in redfish_parse.supply_indices(document):
+        redfish_parse.supply_input_watts(document, supply)
+    return redfish_parse.report_entry(document, ["/redfish/v1/Chassis/HGX_GPU_SXM_1/Sensors/p"])
+
+
 DOORS: dict[str, tuple[Callable[[], list[bytes]], Callable[[bytes, Path], object], tuple[type[Exception], ...]]] = {
     "otlp_protobuf": (spans_as_protobuf, otlp("application/x-protobuf"), (MalformedBodyError,)),
     "otlp_json": (lambda: list(SPANS), otlp("application/json"), (MalformedBodyError,)),
@@ -81,6 +116,10 @@ DOORS: dict[str, tuple[Callable[[], list[bytes]], Callable[[bytes, Path], object
     "llama_page": (pages, page(LlamaCppCollector()), (ValueError,)),
     "configuration": (list, in_a_file(lambda path: load(path, {})), (ConfigurationError,)),
     "web_config": (list, in_a_file(read_web_config), (ConfigurationError,)),
+    "mqtt_meter": (list, mqtt_payload, ()),
+    "redfish": (list, redfish_document, (ValueError, RecursionError)),
+    "dcgm_page": (list, lambda body, _: dcgm_page.parse(body), (ValueError,)),
+    "ipmi_output": (list, lambda body, _: ipmi_output.readout(body.decode(errors="replace")), (SourceError,)),
     "recording": (list, in_a_file(lambda path: list(read(path))), (RecordingError,)),
 }
 
