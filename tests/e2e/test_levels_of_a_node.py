@@ -1,4 +1,4 @@
-"""One node with all its levels, each over its own wire: two PDUs by SNMP, the BMC by Redfish over TLS, RAPL, a meter."""
+"""One node with all its levels, each over its wire: two PDUs by SNMP, the BMC by Redfish over TLS, RAPL, a meter."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
