@@ -87,7 +87,7 @@ def test_of_several_engines_the_devices_have_to_be_said():
     found = find_engines([record(pid=5), record(pid=6, port="8002")], COLLECTORS)
     assert [engine.name for engine in found.engines] == ["fake-8001", "fake-8002"]
     [note] = found.notes
-    assert "say on which devices" in note
+    assert "on which devices each computes" in note
     assert note.count("[[engines]]") == 2
 
 

@@ -21,8 +21,8 @@ from jouled_collectors.power.nvml_mig import partitions
 
 FAST_INTERVAL_SECONDS = 0.02
 DEFAULT_INTERVAL_SECONDS = 0.1
-FAST_COST_SHARE = 0.05
-"""The counter moves about every 100 ms: polling at 20 ms finds the moment, if it costs at most this share."""
+FAST_COST_SHARE = 0.005
+"""The counter moves about every 100 ms: polling at 20 ms finds the moment, where that costs at most this share of a core."""
 
 COST_PROBES = 5
 STATUS_NS = nanoseconds(10)
@@ -159,7 +159,7 @@ def shut_down() -> None:
 
 
 def choose_interval_seconds(read: Callable[[], Any], clock: Clock) -> float:
-    """20 ms where reading all devices costs at most 5 % of it, else 100 ms, or twice the cost of very slow reads."""
+    """20 ms where reading all devices costs at most 0.5 % of it, else 100 ms, or twice the cost of very slow reads."""
     costs_ns = []
     for _ in range(COST_PROBES):
         before_ns = clock.now_ns()

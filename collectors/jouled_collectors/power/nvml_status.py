@@ -34,6 +34,7 @@ class StatusReader:
     def __init__(self, kind: DeviceKind) -> None:
         self._kind = kind
         self._has_limit = True
+        self._has_processes = True
         self._throttle_fields = list(THROTTLE_REASONS)
         self._all_at_ns: int | None = None
 
@@ -48,6 +49,7 @@ class StatusReader:
             power_limit_watts=self.power_limit_watts(handle),
             driver=driver,
             throttle_seconds=self._throttle_seconds(handle),
+            processes=self._processes(handle),
         )
 
     def power_limit_watts(self, handle: Handle) -> float | None:
@@ -64,6 +66,18 @@ class StatusReader:
             self._has_limit = error.value not in UNSUPPORTED
             return None
         return milliwatts / MILLIWATTS_PER_WATT or None
+
+    def _processes(self, handle: Handle) -> tuple[int, ...]:
+        """Host process ids; none where they are not told, as inside a container without the host's process space."""
+        if not self._has_processes:
+            return ()
+        try:
+            # The unversioned call raises what is no NVMLError where the library is older than the binding.
+            found = pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle)
+        except pynvml.NVMLError as error:
+            self._has_processes = error.value not in UNSUPPORTED
+            return ()
+        return tuple(sorted({int(process.pid) for process in found}))
 
     def _throttle_seconds(self, handle: Handle) -> dict[str, float]:
         seconds: dict[str, float] = {}

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jouled.model.errors import SourceError, SourceState
+from jouled_collectors.power.network import LET_OUT
 from jouled_collectors.power.snmp_pdu_settings import PduSettings
 
 EXTRA = "pip install 'jouled[snmp]'"
@@ -47,7 +48,7 @@ def unknown_host(settings: PduSettings, error: OSError) -> SourceError:
         SourceState.DOWN,
         "unknown_host",
         f"{settings.name}: {settings.host} has no address: {error.strerror}",
-        mend="Correct `host`, or the name service",
+        mend=f"Correct `host`, or the name service; {LET_OUT}",
     )
 
 
@@ -61,7 +62,8 @@ def silent(settings: PduSettings) -> SourceError:
         f"{settings.name}: no answer from {settings.host} port {settings.port} (UDP) within"
         f" {settings.timeout_seconds:g} s, twice: it is off or cannot be reached, or it does not know the {who},"
         " or its access list lacks this node",
-        mend=f"Check the host, the PDU's SNMP access list, and {file}; raise timeout_seconds for a slow agent",
+        mend=f"Check the host, the PDU's SNMP access list, and {file}; raise timeout_seconds for a slow agent;"
+        f" {LET_OUT}",
     )
 
 

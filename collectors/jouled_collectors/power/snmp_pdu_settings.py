@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from jouled.api import PowerSettings
-from jouled_collectors.power.settings import IntervalSeconds, Watts
+from jouled_collectors.power.settings import FEED, IntervalSeconds, Watts
 
 SocketId = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)*$")] | Annotated[int, Meta(ge=0)]
 """A number as on the housing, or the whole index of the table with its dots (`2.14`: outlet 14 of the second unit)."""
@@ -72,7 +72,7 @@ class PduSettings(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class SnmpPduSettings(PowerSettings, kw_only=True, forbid_unknown_fields=True):
-    """Settings of `[power.snmp_pdu]`. interval_seconds: unset, 2; sensors of PDUs are renewed every 1 to 5 s.
+    """Settings of `[power.snmp_pdu]`. interval_seconds: unset, 5; sensors of PDUs are renewed every 1 to 5 s.
 
     Each PDU is a table `[[power.snmp_pdu.pdus]]`.
     """
@@ -81,7 +81,7 @@ class SnmpPduSettings(PowerSettings, kw_only=True, forbid_unknown_fields=True):
     pdus: Annotated[list[PduSettings], Meta(description="The PDUs that feed this node.", min_length=1)]
     feed: Annotated[
         str, Meta(description="Name of the virtual feed that all these sockets together are.", min_length=1)
-    ] = "feed"
+    ] = FEED
     profiles_directory: Annotated[
         str, Meta(description="Folder with own profiles (`*.toml`); they win over the shipped ones of the same name.")
     ] = ""

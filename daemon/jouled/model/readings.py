@@ -25,13 +25,18 @@ class PowerReading(Struct, frozen=True, gc=False, tag="power"):
 
 
 class DeviceStatus(Struct, frozen=True, gc=False, tag="status", kw_only=True):
-    """What a device says beside its energy. `throttle_seconds`: cumulative, by reason, as the source counts it."""
+    """What a device says beside its energy.
+
+    throttle_seconds: cumulative, by reason, as the source counts it. processes: ids of those that compute on it, as the
+    host knows them.
+    """
 
     device: str
     t_ns: int
     power_limit_watts: float | None = None
     driver: str = ""
     throttle_seconds: dict[str, float] = {}
+    processes: tuple[int, ...] = ()
 
 
 class SourceReport(Struct, frozen=True, tag="source", kw_only=True):

@@ -191,6 +191,57 @@ async def test_without_an_slo_or_histograms_none_are_read(collector, slos) -> No
     assert engines.samples()[0].latencies == {}
 
 
+async def test_devices_are_those_on_which_its_processes_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime_engines, "DEVICES_SECONDS", 0.0)
+    monkeypatch.setattr(runtime_engines, "family_of", lambda pid: frozenset({pid, pid + 1}))
+    answers = iter([(), ("gpu2", "gpu3"), ()])
+
+    async def page(_request: web.Request) -> web.Response:
+        return web.Response(text="tiny 5")
+
+    application = web.Application()
+    application.router.add_get("/metrics", page)
+    engines = Engines()
+    async with TestServer(application) as server, pages.open_session() as session:
+        engine = Engine(name="line-1", url=str(server.make_url("")), pid=41)
+        asked = []
+
+        def devices_of(processes):
+            asked.append(processes)
+            return next(answers, ("gpu2", "gpu3"))
+
+        clock = BootClock.equal_to_wall_now()
+        poller = EnginePoller(
+            LineCollector(), engine, clock, engines.feed, session, interval_seconds=0.02, devices_of=devices_of
+        )
+        task = asyncio.create_task(poller.run())
+        await engines.until(lambda: len(asked) > 4)
+        task.cancel()
+    assert asked[0] == {41, 42}
+    named = [item.devices for item in engines.fed if isinstance(item, Engine)]
+    assert named[-1] == ("gpu2", "gpu3"), "that the driver tells nothing for a while changes nothing"
+    assert poller.engine.model == "tiny"
+
+
+async def test_devices_that_were_configured_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def page(_request: web.Request) -> web.Response:
+        return web.Response(text="tiny 5")
+
+    application = web.Application()
+    application.router.add_get("/metrics", page)
+    engines = Engines()
+    async with TestServer(application) as server, pages.open_session() as session:
+        engine = Engine(name="line-1", url=str(server.make_url("")), pid=41, devices=("gpu0",))
+        clock = BootClock.equal_to_wall_now()
+        poller = EnginePoller(
+            LineCollector(), engine, clock, engines.feed, session, interval_seconds=0.02, devices_of=lambda _: ("gpu7",)
+        )
+        task = asyncio.create_task(poller.run())
+        await engines.until(engines.samples)
+        task.cancel()
+    assert poller.engine.devices == ("gpu0",)
+
+
 async def test_version_is_asked_again_after_a_restart() -> None:
     counters = iter([100, 200])
     asked = 0

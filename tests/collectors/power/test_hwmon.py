@@ -213,6 +213,10 @@ class TestSupplies:
         make_supply(tmp_path, 0, "9-0060", 100_000_000, millivolts)
         assert refusal(tmp_path).state is SourceState.ABSENT
 
+    def test_what_does_not_tell_its_voltage_is_no_supply(self, tmp_path: Path) -> None:
+        make_chip(tmp_path, 0, "xdpe12284", "9-0060", power1_label="pin", power1_input=100_000_000)
+        assert refusal(tmp_path).state is SourceState.ABSENT
+
     @pytest.mark.parametrize("millivolts", [0, 110_000, 380_000])
     def test_a_supply_on_any_mains_and_one_that_was_unplugged(self, tmp_path: Path, millivolts: int) -> None:
         make_supply(tmp_path, 0, "3-0058", 0, millivolts)

@@ -17,6 +17,7 @@ from tests.support.modbus import ModbusServer
 from tests.support.tools import free_port
 
 from jouled.app.config.load import settings_for
+from jouled.core.ledger.levels import complete, levels
 from jouled.model.device import DeviceKind, Quality
 from jouled.model.errors import ConfigurationError, SourceError, SourceState
 from jouled.model.readings import EnergyReading, PowerReading
@@ -86,6 +87,29 @@ def hear(source, count: int = 1) -> list:
         assert time.monotonic() < deadline, source.parts
         readings += source.read()
     return readings
+
+
+@contextmanager
+def hangs_up_behind_each_answer():
+    """A gateway that keeps no connection; gives its port."""
+
+    def serve(listener):
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                question = connection.recv(12)
+                if question:
+                    connection.sendall(question[:4] + struct.pack(">HBBBf", 7, 1, 3, 4, 800.0))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
 
 
 class TestNumbers:
@@ -180,6 +204,26 @@ class TestReading:
             assert second.quality is Quality.DERIVED
             assert source.parts == {"a": None, "b": None}
             assert {function for function, _, _ in one.asked} == {3}
+
+    def test_a_feed_is_not_whole_without_a_meter_that_was_never_heard(self, server):
+        one = server(1)
+        one.set(1, 100, "float32", 100.0)
+        meters = (
+            meter(one.port, name="a", power=WATTS, role="outlet"),
+            meter(free_port(), name="b", power=WATTS, role="outlet"),
+        )
+        with opened(*meters) as source:
+            assert [reading.device for reading in hear(source)] == ["a"]
+            assert "IPAddressAllow" in source.parts["b"].mend
+            (level,) = levels(source.devices)
+            assert level.members == ("a", "b")
+            assert complete([level], lambda name: name == "a") == []
+
+    def test_a_meter_that_hangs_up_behind_each_answer(self):
+        with hangs_up_behind_each_answer() as port, opened(meter(port, power=WATTS)) as source:
+            for _ in range(4):
+                assert [reading.watts for reading in hear(source)][0] == 800.0
+                assert source.parts == {"main": None}
 
     def test_a_counter(self, server):
         one = server(1)

@@ -340,7 +340,7 @@ class TestModules:
 class TestInterval:
     def test_cheap_reads_are_fast(self, child: Child) -> None:
         child.open()
-        assert child.interval_seconds == 0.02
+        assert child.interval_seconds == 0.02, "this clock stands still: a read costs nothing"
 
     def test_a_configured_interval_wins(self, child: Child) -> None:
         child.open(interval_seconds=0.5)
@@ -359,6 +359,20 @@ class TestInterval:
 
 
 class TestStatus:
+    def test_the_processes_that_compute_on_it(self, child: Child, controls: Controls) -> None:
+        controls.set("gpu0.processes", "4711 4712 4711")
+        controls.set("gpu1.processes.code", 3)
+        child.open()
+        told = child.statuses()
+        assert (told["gpu0"].processes, told["gpu1"].processes) == ((4711, 4712), ())
+
+    def test_a_failing_list_of_processes_costs_nothing_else(self, child: Child, controls: Controls) -> None:
+        controls.set("gpu0.processes.code", 999)
+        child.open()
+        status = child.statuses()["gpu0"]
+        assert status.processes == ()
+        assert status.power_limit_watts == 700.0
+
     def test_limit_driver_and_throttling(self, child: Child, controls: Controls) -> None:
         controls.set(f"gpu0.field.74.{GPU_SCOPE}", f"0 {ULONGLONG} 2500000000")
         controls.set(f"gpu0.field.75.{GPU_SCOPE}", f"0 {ULONGLONG} 0")

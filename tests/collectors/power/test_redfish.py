@@ -23,7 +23,8 @@ from tests.support.tools import free_port, run, tool
 
 from jouled.api import HasParts, Reading
 from jouled.app.runtime.probe import look
-from jouled.model.device import DeviceKind
+from jouled.core.ledger.levels import complete, levels
+from jouled.model.device import Device, DeviceKind
 from jouled.model.errors import SourceError, SourceState
 from jouled.model.readings import EnergyReading, PowerReading
 from jouled.testing import hold_to_contract
@@ -214,6 +215,22 @@ class TestVendors:
             ("pdu-a-outlet-OUTLET7", DeviceKind.OUTLET, "redfish_outlet_power"),
         ]
         assert watts(source.read()) == {"pdu-a-outlet-5": 500.0, "pdu-a-outlet-OUTLET7": 700.0}
+
+    def test_a_feed_is_not_whole_while_the_other_pdu_was_never_heard(self, bench: Bench) -> None:
+        good, bad = bench.bmc(trees.pdu()), bench.bmc(trees.pdu())
+        bad.statuses[trees.ROOT] = 503
+        pdus = [bench.settings(bmc, name, outlets=[5]) for bmc, name in ((good, "a"), (bad, "b"))]
+        source = bench.open(*pdus)
+        assert watts(source.read()) == {"a-outlet-5": 500.0}
+        (level,) = levels(source.devices)
+        assert level.members == ("a-outlet-5", "b-outlet-5")
+        assert complete([level], lambda name: name == "a-outlet-5") == []
+
+    def test_outlets_of_all_sources_are_one_feed(self, bench: Bench) -> None:
+        source = bench.opened(trees.pdu(), name="pdu-a", outlets=[5])
+        other = Device(name="pdu-b-outlet-3", kind=DeviceKind.OUTLET, parent="feed", source="snmp_pdu")
+        (level,) = levels([*source.devices, other])
+        assert level.members == ("pdu-a-outlet-5", "pdu-b-outlet-3")
 
     @pytest.mark.parametrize(("outlet", "word"), [(99, "not there"), (12, "without a power meter")])
     def test_an_outlet_that_cannot_be_read_fails_the_whole(self, bench: Bench, outlet: int, word: str) -> None:

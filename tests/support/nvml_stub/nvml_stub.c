@@ -12,10 +12,11 @@
  *   gpuN.device_id         PCI device id (default 0x2330)
  *   gpuN.mig               MIG instances, "GI CI SLICES" each on a line of its own; empty: MIG mode without instances
  *   gpuN.mig_slices        slices of the whole GPU (default 7)
+ *   gpuN.processes         ids of the processes that compute on it, between spaces
  *   gpuN.stale             1: handles given out before are invalid, as after a reset
  *   gpuN.slow              microseconds that each reading of energy or power takes
  *   gpuN.CALL.code         return code of CALL: handle, name, uuid, pci, energy, power, limit, fields,
- *                          mig, attributes, or `all`
+ *                          mig, attributes, processes, or `all`
  *   gpuN.field.ID.SCOPE    "code type value" of a field: return code, NVML_VALUE_TYPE, value
  * Files of the library: count, init.code, all.code.
  * Compile with -DWITHOUT_ENERGY or -DWITHOUT_FIELDS for a driver that lacks these symbols.
@@ -30,7 +31,7 @@
 typedef int Return;
 typedef void *Device;
 typedef unsigned long long U64;
-enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, MAX_GPUS = 16, MAX_MIGS = 7 };
+enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, MAX_GPUS = 16, MAX_MIGS = 7 };
 
 static int initialised;
 /* A GPU, or a MIG instance of it: then `slices` is above 0 and there are no meters. */
@@ -321,3 +322,22 @@ Return nvmlDeviceGetFieldValues(Device device, int number, Field *fields) {
     return SUCCESS;
 }
 #endif
+
+struct Process {
+    unsigned pid;
+    U64 memory;
+    unsigned gpu_instance, compute_instance;
+};
+
+Return nvmlDeviceGetComputeRunningProcesses_v3(struct Gpu *gpu, unsigned *room, struct Process *found) {
+    char text[256], *next = text;
+    unsigned here = 0;
+    Return answer = code(gpu, "processes");
+    if (answer) return answer;
+    if (!control(text, sizeof text, "gpu%d.processes", gpu->index)) text[0] = 0;
+    for (char *word = strtok_r(text, " ", &next); word; word = strtok_r(NULL, " ", &next), here++)
+        if (found && here < *room) found[here] = (struct Process){.pid = (unsigned)atoi(word)};
+    unsigned had = *room;
+    *room = here;
+    return here > had || (here && !found) ? INSUFFICIENT_SIZE : SUCCESS;
+}

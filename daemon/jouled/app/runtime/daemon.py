@@ -205,7 +205,14 @@ class Daemon:
 
         metering = self._metering
         session = await stack.enter_async_context(open_session())
-        engines = EnginePollers(self._plugins.engines, metering.clock, metering.feed, session, self._config.slo)
+        engines = EnginePollers(
+            self._plugins.engines,
+            metering.clock,
+            metering.feed,
+            session,
+            self._config.slo,
+            metering.processes.devices_of,
+        )
         stack.callback(engines.stop)
         forward_url = self._config.requests.otlp.forward
         forwarder = Forwarder(forward_url, metering.own.forwarded) if forward_url else None

@@ -126,4 +126,5 @@ def _which_devices(engines: Iterable[EngineConfig]) -> str:
         f'[[engines]]\ntype = "{engine.type}"\nurl = "{engine.url}"\ndevices = []  # as named by `jouled check`'
         for engine in engines
     ]
-    return "several engines run here; say on which devices each of them, in the configuration:\n" + "\n".join(blocks)
+    told = "several engines run here; where the driver does not tell on which devices each computes, say it in the"
+    return f"{told} configuration:\n" + "\n".join(blocks)

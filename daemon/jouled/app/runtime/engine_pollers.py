@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from jouled.api import Clock, EngineCollector
 from jouled.app.config import EngineConfig
+from jouled.app.runtime.device_processes import DevicesOf
 from jouled.app.runtime.discovery import discover_engines
 from jouled.app.runtime.engines import EnginePoller, Feed
 from jouled.app.runtime.model_files import find_file_sizes
@@ -31,12 +32,14 @@ class EnginePollers:
         feed: Feed,
         session: aiohttp.ClientSession,
         slos: Sequence[Slo] = (),
+        devices_of: DevicesOf = lambda _: (),
     ) -> None:
         self._collectors = collectors
         self._clock = clock
         self._feed = feed
         self._session = session
         self._slos = slos
+        self._devices_of = devices_of
         self._pollers: dict[str, EnginePoller] = {}
         self._unpolled: dict[str, Engine] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -77,6 +80,7 @@ class EnginePollers:
             slos=self._slos,
             interval_seconds=config.interval_seconds,
             replica=config.replica,
+            devices_of=self._devices_of,
         )
         self._pollers[engine.name] = poller
         self._tasks.append(group.create_task(poller.run(), name=f"engine {engine.name}"))

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from jouled.api import Clock, EngineCollector, EnginePage, LatencyCollector
 from jouled.app.runtime.cpu_time import cpu_seconds
+from jouled.app.runtime.device_processes import DevicesOf, family_of
 from jouled.app.runtime.model_files import find_file_sizes
 from jouled.app.runtime.page_filter import of_replica
 from jouled.app.runtime.pages import fetch
@@ -24,6 +25,9 @@ Feed = Callable[[Engine | EngineSample | SourceReport], object]
 
 LATENCIES_SECONDS = 15.0
 """Between two readings of an engine's histograms: they serve windows of minutes and cost what all else there does."""
+
+DEVICES_SECONDS = 30.0
+"""Between two looks at which devices an engine's processes compute on: that changes with a restart only."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +46,7 @@ class EnginePoller:
         slos: Sequence[Slo] = (),
         interval_seconds: float = 5.0,
         replica: str = "",
+        devices_of: DevicesOf = lambda _: (),
     ) -> None:
         self.engine = engine
         self._replica = replica
@@ -62,6 +67,8 @@ class EnginePoller:
         self._version_is_due = True
         self._works = False
         self._last: EnginePage | None = None
+        self._devices_of = devices_of
+        self._devices_due_ns = 0
 
     async def run(self) -> None:
         """Poll until cancelled. An engine that fails is asked again with back-off."""
@@ -79,6 +86,7 @@ class EnginePoller:
     def moved_to(self, pid: int | None) -> None:
         """The engine runs in another process now."""
         self._version_is_due = True
+        self._devices_due_ns = 0
         self.engine = replace(self.engine, pid=pid)
         self._feed(self.engine)
 
@@ -88,6 +96,7 @@ class EnginePoller:
         read_ns = (begun_ns + self._clock.now_ns()) // 2
         pid = self.engine.pid
         used = None if pid is None else await asyncio.to_thread(cpu_seconds, pid)
+        await self._learn_devices(read_ns)
         page = self._page(body)
         if self._version_is_due or _restarted(self._last, page):
             self._version_is_due = False
@@ -139,6 +148,15 @@ class EnginePoller:
         except Exception as error:  # noqa: BLE001 - a plug-in's bug in reading a version stops no metering
             _log.info("engine %s does not tell its version: %s", self.engine.name, error)
 
+    async def _learn_devices(self, now_ns: int) -> None:
+        """Take the devices on which the engine's processes compute, where none were configured."""
+        if self._configured.devices or self.engine.pid is None or now_ns < self._devices_due_ns:
+            return
+        self._devices_due_ns = now_ns + nanoseconds(DEVICES_SECONDS)
+        devices = self._devices_of(await asyncio.to_thread(family_of, self.engine.pid))
+        if devices:  # none are told before the model is loaded, and where the driver does not tell
+            self._take(replace(self.engine, devices=devices))
+
     async def _learn_model(self, told: str) -> None:
         """Take the model that the page tells where none was configured, and look for its sizes on the disk."""
         model = self._configured.model or told or self.engine.model
@@ -146,9 +164,15 @@ class EnginePoller:
             return
         self._sized_for = (model, self.engine.pid)
         # Sizes of an earlier model must not stay: begin with what was configured.
-        bare = replace(self._configured, model=model, pid=self.engine.pid, version=self.engine.version)
+        bare = replace(
+            self._configured,
+            model=model,
+            pid=self.engine.pid,
+            version=self.engine.version,
+            devices=self.engine.devices,
+        )
         sized = await find_file_sizes(bare)
-        self._take(replace(sized, pid=self.engine.pid, version=self.engine.version))
+        self._take(replace(sized, pid=self.engine.pid, version=self.engine.version, devices=self.engine.devices))
 
     def _learn(self, **news: str) -> None:
         self._take(replace(self.engine, **news))

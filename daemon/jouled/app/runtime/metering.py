@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from jouled.api import Reading
 from jouled.app.runtime.batch import Batch
 from jouled.app.runtime.clock import BootClock
+from jouled.app.runtime.device_processes import DeviceProcesses
 from jouled.app.runtime.last_minutes import LastMinutes
 from jouled.app.runtime.own import OwnCounts
 from jouled.app.runtime.recording import Writer
@@ -50,6 +51,7 @@ class Metering:
         self.wall = WallClock()
         self.own = own
         self.sources = Sources(ignored_sources)
+        self.processes = DeviceProcesses()
         self._on_failure = on_failure
         self._recorder = recorder
         self._last_minutes = last_minutes
@@ -79,6 +81,7 @@ class Metering:
         """Take what a sampler said."""
         self.sources.heard(batch.source, batch.boot_ns + self.clock.offset_ns)
         self.own.reads(batch)
+        self.processes.note(batch.readings)
         for device in batch.devices:
             self.feed(device)
         self._feed_readings(batch.readings)
