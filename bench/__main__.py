@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from bench import attribution, daemon_cost, replay, sinks
+from bench import attribution, daemon_cost, power_sources, replay, sinks
 from bench.rows import Row, machine
 
 ATTRIBUTION = "attribution"
@@ -43,6 +43,7 @@ def _benches(trace: Path | None) -> dict[str, Callable[[], Iterator[Row]]]:
         "replay": partial(replay.rows, trace),
         "daemon": daemon_cost.cpu_and_memory,
         "sinks": sinks.rows,
+        "power": power_sources.rows,
         ATTRIBUTION: partial(attribution.rows, trace),
     }
 
