@@ -57,6 +57,9 @@ def find(library: Library, settings: AmdSettings) -> list[Gpu]:
     uuids = {index: _uuid(library, socket.first.handle) for index, socket in known}
     if settings.devices is not None:
         known = _selected(known, uuids, settings.devices)
+    if not known:
+        message, mend = "No GPU is selected", "Name some in `devices` of [power.amd], or leave it out to read all"
+        raise SourceError(SourceState.ABSENT, "none_selected", message, mend=mend)
     choices = choose(library, [socket.first.handle for _, socket in known])
     gpus = [
         _gpu(library, settings, index, socket, uuids[index], choice)

@@ -11,7 +11,7 @@ from jouled.model.device import DeviceKind
 from jouled.model.errors import SourceError, SourceState
 from jouled.model.units import nanoseconds
 from jouled_collectors.power.cray_counters import counters_folder, cray_sensors, first_number
-from jouled_collectors.power.hwmon_overlap import chosen, counted_parts, gpus_are_metered
+from jouled_collectors.power.hwmon_overlap import chosen, counted_parts, gpus_are_metered, tell_left
 from jouled_collectors.power.settings import IntervalSeconds
 from jouled_collectors.power.sysfs_sensor import Sensor
 from jouled_collectors.power.sysfs_source import SysfsSource
@@ -63,6 +63,8 @@ class CrayCollector:
         except SourceError:
             source.close()
             raise
+        if options.devices is None:
+            tell_left(self.name, cray_sensors(counters_folder(root)), sensors)
         return source
 
 

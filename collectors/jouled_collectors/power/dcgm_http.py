@@ -9,6 +9,7 @@ from http import HTTPStatus
 from urllib.parse import SplitResult, urlsplit
 
 from jouled.model.errors import SourceError, SourceState
+from jouled_collectors.power.network import LET_OUT
 from jouled_collectors.power.secret_file import read_secret
 
 MOST_BYTES = 16 * 1024 * 1024
@@ -51,9 +52,8 @@ class Exporter:
         except TimeoutError:
             raise self._timed_out() from None
         except OSError as error:
-            raise self._down(
-                "unreachable", f"cannot be reached ({error.strerror or error})", "Start it, or correct `url`"
-            ) from None
+            what = f"cannot be reached ({error.strerror or error})"
+            raise self._down("unreachable", what, f"Start it; {LET_OUT}; or correct `url`") from None
         except (http.client.HTTPException, ValueError) as error:
             raise self._down("bad_answer", f"gave no HTTP answer ({type(error).__name__})", "Correct `url`") from None
         finally:
@@ -97,7 +97,7 @@ class Exporter:
         return self._down(
             "timeout",
             f"did not answer within {self._timeout_seconds:g} s",
-            "Look at its log: its nv-hostengine may hang on a GPU; or raise `timeout_seconds`",
+            f"Look at its log: its nv-hostengine may hang on a GPU; {LET_OUT}; or raise `timeout_seconds`",
         )
 
     def _down(self, reason: str, what: str, mend: str) -> SourceError:

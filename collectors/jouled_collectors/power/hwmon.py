@@ -15,7 +15,7 @@ from jouled.model.units import seconds
 from jouled_collectors.power import cray_counters
 from jouled_collectors.power.hwmon_chips import chips
 from jouled_collectors.power.hwmon_find import Named, absent, find_sensors, nothing_left
-from jouled_collectors.power.hwmon_overlap import chosen, counted_parts, gpus_are_metered
+from jouled_collectors.power.hwmon_overlap import chosen, counted_parts, gpus_are_metered, tell_left
 from jouled_collectors.power.own_group import group_name
 from jouled_collectors.power.settings import IntervalSeconds
 from jouled_collectors.power.sysfs_file import text
@@ -78,6 +78,9 @@ class HwmonCollector:
         except SourceError:
             source.close()
             raise
+        if options.devices is None:
+            here = find_sensors(chips(Path(options.sysfs_root) / "class" / "hwmon"), named)
+            tell_left(self.name, here, sensors)
         return source
 
 

@@ -96,11 +96,16 @@ def _amd_sockets(chip: Chip) -> Iterator[Sensor]:
 
 
 def _supply(chip: Chip) -> Iterator[Sensor]:
-    """A power supply's input, by PMBus: `pin` at mains voltage. Linux, Documentation/hwmon/pmbus.rst."""
+    """A power supply's input, by PMBus: `pin` at mains voltage; what has no `vin` may be a regulator on the board.
+
+    Linux, Documentation/hwmon/pmbus.rst.
+    """
     pin = next((number for number, label in chip.labelled("power") if label == "pin"), None)
     vin = next((number for number, label in chip.labelled("in") if label == "vin"), None)
-    millivolts = positive_number(chip.file(f"in{vin}_input")) if vin else None
-    if pin is None or (millivolts is not None and millivolts < _SUPPLY_MILLIVOLTS):
+    if pin is None or vin is None:
+        return
+    millivolts = positive_number(chip.file(f"in{vin}_input"))
+    if millivolts is not None and millivolts < _SUPPLY_MILLIVOLTS:
         return
     limit = _watts(chip, f"power{pin}_rated_max") or _watts(chip, f"power{pin}_max")
     device = _device(f"psu-{chip.place}", DeviceKind.PSU, "pmbus_pin", limit, product=chip.name, counts_energy=False)

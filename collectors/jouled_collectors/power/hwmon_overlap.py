@@ -4,6 +4,7 @@ The better meter wins: RAPL (a counter of each package, each ms), then Cray's pm
 GPUs are the vendor libraries'.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ GPU_DRIVERS = ("nvidia", "amdgpu")
 
 _PARTS = frozenset({DeviceKind.CPU_PACKAGE, DeviceKind.DRAM})
 """Kinds of which all devices are added up; of meters of the whole node the core believes one (`[node] meters`)."""
+
+_logger = logging.getLogger(__name__)
 
 
 def counted_parts(sysfs_root: Path, *others: frozenset[DeviceKind]) -> frozenset[DeviceKind]:
@@ -34,3 +37,11 @@ def chosen(sensors: Sequence[Sensor], names: Sequence[str] | None, elsewhere: fr
     if names is None:
         return [sensor for sensor in sensors if sensor.device.kind not in elsewhere]
     return [sensor for sensor in sensors if sensor.device.name in names]
+
+
+def tell_left(source: str, here: Sequence[Sensor], kept: Sequence[Sensor]) -> None:
+    """What is not read, as another source could: whether that one is configured is not known here."""
+    names = {sensor.device.name for sensor in kept}
+    left = ", ".join(sensor.device.name for sensor in here if sensor.device.name not in names)
+    if left:
+        _logger.info("%s leaves these to other sources; name them in `devices` to read them here: %s", source, left)

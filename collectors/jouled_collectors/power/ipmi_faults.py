@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from jouled.model.errors import SourceError, SourceState
 from jouled_collectors.power.ipmi_process import Output
+from jouled_collectors.power.network import LET_OUT
 
 
 class _Fault(NamedTuple):
@@ -58,8 +59,7 @@ _UNREACHABLE = _Fault(
     SourceState.DOWN,
     "unreachable",
     "cannot be reached",
-    "Check host and port of [power.ipmi], IPMI over LAN in the BMC's settings, and the way there (UDP 623); under"
-    " systemd name its network by `systemctl edit jouled`: [Service] IPAddressAllow=",
+    f"Check host and port of [power.ipmi], IPMI over LAN in the BMC's settings, and the way there (UDP 623); {LET_OUT}",
 )
 
 _BY_COMPLETION_CODE = {

@@ -1,5 +1,6 @@
 """Power meters that speak Modbus TCP, such as those of switchboards. Their registers: modbus_profiles.toml."""
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -34,7 +35,7 @@ class ModbusCollector:
     def open(self, settings: PowerSettings, clock: Clock) -> PowerSource:
         """Ask every meter once. Raises `SourceError`, also where none answers."""
         if find_spec("pymodbus") is None:
-            message, mend = "pymodbus is not installed", "Install it: pip install 'jouled[modbus]'"
+            message, mend = "pymodbus is not installed", f"Install it: {sys.executable} -m pip install 'jouled[modbus]'"
             raise SourceError(SourceState.ABSENT, "no_library", message, mend=mend)
         options = cast("ModbusSettings", settings)
         source = ModbusSource(options, _meters(options), clock)
@@ -50,10 +51,11 @@ class ModbusSource:
     """The meters of all hosts."""
 
     def __init__(self, settings: ModbusSettings, meters: Sequence[Meter], clock: Clock) -> None:
-        self.devices: Sequence[Device] = ()
         self.parts: Mapping[str, SourceError | None] = {}
         self.interval_seconds = settings.interval_seconds or DEFAULT_INTERVAL_SECONDS
         self._meters = meters
+        # Those too that were never heard: without them a feed of two would look whole with one.
+        self.devices: Sequence[Device] = tuple(meter.device for meter in meters)
         by_address: dict[Address, list[Meter]] = {}
         for meter in meters:
             by_address.setdefault(Address(meter.settings.host, meter.settings.port), []).append(meter)
@@ -74,7 +76,6 @@ class ModbusSource:
             gateway.begin()
         self._wait(WAIT_SECONDS)
         self._raise_if_none_works()
-        self.devices = tuple(meter.device for meter in self._meters if meter.is_known)
         self.parts = {meter.settings.name: meter.error for meter in self._meters}
         return [reading for gateway in self._gateways for reading in gateway.take()]
 

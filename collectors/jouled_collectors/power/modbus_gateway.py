@@ -17,6 +17,8 @@ from jouled.model.readings import EnergyReading, PowerReading
 from jouled.model.units import nanoseconds
 from jouled_collectors.power.modbus_registers import EnergyRegister, FaultError, PowerRegister, Profile, size
 from jouled_collectors.power.modbus_settings import ModbusMeterSettings
+from jouled_collectors.power.network import LET_OUT
+from jouled_collectors.power.settings import FEED
 
 if TYPE_CHECKING:
     from pymodbus.client import ModbusTcpClient
@@ -27,6 +29,9 @@ FIRST_WAIT_SECONDS, LAST_WAIT_SECONDS = 2.0, 60.0
 MOST_PENDING = 100
 SLOW_SECONDS = 5.0
 """A round that lasts so much longer than all time limits together does not end: the host sends what is no answer."""
+
+HUNG_UP = "hung_up"
+"""Reason: the connection ended before the answer came."""
 
 _NO_SUCH_REGISTER = frozenset({1, 2, 3})
 """Exception codes: illegal function, data address, data value (Modbus application protocol 1.1b3, section 7)."""
@@ -53,7 +58,6 @@ class Meter:
             raise ValueError(f"{settings.name}: there is no register 0 where registers count from 1")
         self.error: SourceError | None = self._error("waiting", "was not asked yet")
         self.retry_at_ns = 0
-        self.is_known = False
         self._wait_seconds = FIRST_WAIT_SECONDS
 
     @property
@@ -64,7 +68,7 @@ class Meter:
         return Device(
             name=settings.name,
             kind=DeviceKind(settings.role),
-            parent=settings.feed,
+            parent=settings.feed or (FEED if settings.role == "outlet" else ""),
             product=settings.profile,
             source="modbus",
             method="modbus_energy" if counts else "modbus_power",
@@ -75,6 +79,7 @@ class Meter:
 
     def ask(self, client: "ModbusTcpClient", clock: Clock) -> Reading:
         """Read its register. Raises `FaultError`: it holds no value; `SourceError`: it does not answer as it should."""
+        from pymodbus.exceptions import ConnectionException
         from pymodbus.pdu import ExceptionResponse
 
         read = client.read_input_registers if self.register.input else client.read_holding_registers
@@ -85,6 +90,8 @@ class Meter:
         except Exception as error:  # pymodbus raises its own, and what Python has where it reads noise
             # Else the answer that comes too late might be taken for that of the next meter.
             client.close()  # type: ignore[no-untyped-call]
+            if isinstance(error, ConnectionException | ConnectionError):
+                raise self._error(HUNG_UP, "hung up before it answered") from error
             raise self._error("no_answer", f"does not answer ({error!r})") from error
         if isinstance(answer, ExceptionResponse):
             raise self._refused(answer.exception_code)
@@ -94,7 +101,7 @@ class Meter:
 
     def work(self) -> None:
         """It answered with a value."""
-        self.error, self.is_known, self._wait_seconds = None, True, FIRST_WAIT_SECONDS
+        self.error, self._wait_seconds = None, FIRST_WAIT_SECONDS
 
     def doubt(self, fault: FaultError) -> None:
         """It answered, but not with a value."""
@@ -108,7 +115,8 @@ class Meter:
 
     def unreachable(self) -> SourceError:
         """Its host takes no connection."""
-        return self._error("unreachable", "cannot be reached")
+        name = self.settings.name
+        return self._error("unreachable", "cannot be reached", f"Check host and port of {name}; {LET_OUT}")
 
     def slow(self) -> SourceError:
         """Its host keeps sending what is no answer."""
@@ -193,16 +201,28 @@ class Gateway:
         if not self.is_busy:
             self._client.close()  # type: ignore[no-untyped-call]
 
+    def _ask_one(self, meter: Meter, *, was_open: bool) -> Reading:
+        """Ask a meter; by a new connection where the kept one was ended behind our back, as many do with idle ones."""
+        try:
+            return meter.ask(self._client, self._clock)
+        except SourceError as error:
+            if error.reason != HUNG_UP or not was_open:
+                raise
+        if not self._client.connect():  # type: ignore[no-untyped-call]
+            raise meter.unreachable()
+        return meter.ask(self._client, self._clock)
+
     def _ask(self, due: Sequence[Meter]) -> None:
         for place, meter in enumerate(due):
             if self._is_closed:
                 break
+            was_open = self._client.connected
             if not self._client.connect():  # type: ignore[no-untyped-call]
                 for other in due[place:]:
                     other.fail(other.unreachable(), self._clock.now_ns())
                 return
             try:
-                self._readings.append(meter.ask(self._client, self._clock))
+                self._readings.append(self._ask_one(meter, was_open=was_open))
             except FaultError as fault:
                 meter.doubt(fault)
             except SourceError as error:

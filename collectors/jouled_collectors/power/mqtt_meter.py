@@ -44,12 +44,13 @@ class MqttMeterSource:
     """
 
     def __init__(self, settings: MqttMeterSettings, clock: Clock, broker: Broker) -> None:
-        self.devices: Sequence[Device] = ()
         self.parts: Mapping[str, SourceError | None] = {}
         self.interval_seconds = settings.interval_seconds or DEFAULT_INTERVAL_SECONDS
         self._clock = clock
         self._lock = threading.Lock()
         self._meters = [MeterState(meter, clock.now_ns()) for meter in settings.meters]
+        # Those too that were never heard: without them a feed of two would look whole with one.
+        self.devices: Sequence[Device] = tuple(meter.device for meter in self._meters)
         self._by_topic: dict[str, list[MeterState]] = {}
         self._by_availability: dict[str, list[MeterState]] = {}
         for meter in self._meters:
@@ -78,7 +79,7 @@ class MqttMeterSource:
             raise self._subscription.error
         now_ns = self._clock.now_ns()
         with self._lock:
-            self.devices = tuple(meter.device for meter in self._meters if meter.is_known)
+            self.devices = tuple(meter.device for meter in self._meters)
             self.parts = {meter.settings.name: meter.trouble(now_ns) for meter in self._meters}
             return [reading for meter in self._meters for reading in meter.take()]
 

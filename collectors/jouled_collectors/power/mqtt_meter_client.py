@@ -17,6 +17,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from jouled.model.errors import SourceError, SourceState
+from jouled_collectors.power.network import LET_OUT
 
 CONNECT_SECONDS = 3.0
 """For TCP and TLS, for the broker's answer, and for its answer to the subscription, each."""
@@ -79,7 +80,8 @@ class Subscription:
         self._thread.start()
         if not self._ready.wait(3 * CONNECT_SECONDS + 1.0):
             self.close()
-            raise SourceError(SourceState.DOWN, "timeout", f"{self._broker.where} does not answer in time")
+            message = f"{self._broker.where} does not answer in time"
+            raise SourceError(SourceState.DOWN, "timeout", message, mend=f"Check the way there; {LET_OUT}")
         if self.error is not None:
             self.close()
             raise self.error
@@ -136,7 +138,8 @@ class Subscription:
         if isinstance(error.__context__, ssl.SSLCertVerificationError):
             mend = "Check ca_file, and that the certificate is for this host"
             return SourceError(SourceState.DENIED, "certificate", f"{where} is not trusted: {error}", mend=mend)
-        return SourceError(SourceState.DOWN, "unreachable", f"{where} cannot be reached: {error}")
+        mend = f"Check host and port of [power.mqtt_meter]; {LET_OUT}"
+        return SourceError(SourceState.DOWN, "unreachable", f"{where} cannot be reached: {error}", mend=mend)
 
 
 class _Client(aiomqtt.Client):

@@ -10,6 +10,7 @@ from jouled.model.readings import EnergyReading, PowerReading
 from jouled.model.units import NANOSECONDS_PER_SECOND, microjoules, nanoseconds
 from jouled_collectors.power.mqtt_meter_payload import Said
 from jouled_collectors.power.mqtt_meter_settings import MeterSettings
+from jouled_collectors.power.settings import FEED
 
 MOST_PENDING = 256
 """Readings kept of one meter between two reads; of a flood the newest."""
@@ -38,7 +39,6 @@ class MeterState:
     def __init__(self, settings: MeterSettings, now_ns: int) -> None:
         self.settings = settings
         self.refused: SourceError | None = None
-        self.is_known = False
         self.faults: Counter[str] = Counter()
         self._pending: deque[Reading] = deque(maxlen=MOST_PENDING)
         self._since_ns = now_ns
@@ -60,7 +60,7 @@ class MeterState:
         return Device(
             name=settings.name,
             kind=DeviceKind(settings.role),
-            parent=settings.feed,
+            parent=settings.feed or (FEED if settings.role == "outlet" else ""),
             product=settings.kind,
             source="mqtt_meter",
             method=f"mqtt_{settings.kind}_{'energy' if self._counter_is_better else 'power'}",
@@ -86,7 +86,6 @@ class MeterState:
         reading = self._reading(said, t_ns)
         if reading is not None:
             self._pending.append(reading)
-            self.is_known = True
 
     def tell_available(self, is_available: bool) -> None:
         """Its last will, or its own word."""

@@ -22,7 +22,7 @@ from jouled_collectors.power.nvml_mig import partitions
 FAST_INTERVAL_SECONDS = 0.02
 DEFAULT_INTERVAL_SECONDS = 0.1
 FAST_COST_SHARE = 0.005
-"""The counter moves about every 100 ms: polling at 20 ms finds the moment, where that costs at most this share of a core."""
+"""The counter moves about every 100 ms: polling at 20 ms finds the moment, if it costs at most this share of a core."""
 
 COST_PROBES = 5
 STATUS_NS = nanoseconds(10)

@@ -1,4 +1,4 @@
-"""The group that a rule for udev lets in: the daemon's own."""
+"""The group that rules for udev and modes of files let in: the daemon's own."""
 
 import grp
 import os

@@ -28,6 +28,7 @@ from jouled_collectors.power.redfish_parse import (
     whole_power_control,
 )
 from jouled_collectors.power.redfish_settings import BmcSettings
+from jouled_collectors.power.settings import FEED
 
 Get = Callable[[str], Awaitable[Document]]
 
@@ -75,6 +76,11 @@ async def find_meters(settings: BmcSettings, root: Document, get: Get) -> list[M
         mend = "Set meters, and where the chassis is not recognised chassis, of this BMC in [[power.redfish.bmcs]]"
         raise SourceError(SourceState.ABSENT, "no_meter", message, mend=mend)
     return meters
+
+
+def outlet_device(settings: BmcSettings, outlet: str | int) -> Device:
+    """An outlet of this node, whether it was found yet or not; all of them together are the node's feed."""
+    return Device(name=f"{settings.name}-outlet-{outlet}", kind=DeviceKind.OUTLET, parent=FEED, source="redfish")
 
 
 class _Finder:
@@ -164,7 +170,7 @@ class _Finder:
         for outlet, name in wanted.items():
             if name is None:
                 raise self._no_outlet(outlet, f"not there (there are: {', '.join(uris) or 'none'})")
-            device = self._device(f"outlet-{outlet}", DeviceKind.OUTLET, {})
+            device = outlet_device(self._settings, outlet)
             meter = await self._meter(environment(uris[name], documents[outlet]), device, "outlet")
             if meter is None:
                 raise self._no_outlet(outlet, "without a power meter")

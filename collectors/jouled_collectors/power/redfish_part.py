@@ -9,7 +9,7 @@ from jouled.api import Clock, Reading
 from jouled.model.device import Device
 from jouled.model.errors import SourceError, SourceState
 from jouled.model.units import nanoseconds
-from jouled_collectors.power.redfish_find import SKIPPED_REASONS, find_meters
+from jouled_collectors.power.redfish_find import SKIPPED_REASONS, find_meters, outlet_device
 from jouled_collectors.power.redfish_meters import Meter
 from jouled_collectors.power.redfish_parse import Document
 from jouled_collectors.power.redfish_patience import Patience
@@ -34,12 +34,13 @@ _log = logging.getLogger(__name__)
 class Part:
     """One BMC. `ask` runs in the source's event loop, one at a time; the rest is for the sampler's thread.
 
-    error: what is wrong with it; `None`: it works. devices: those found last.
+    error: what is wrong with it; `None`: it works. devices: those found last; before that the outlets that are wanted.
     """
 
     def __init__(self, settings: BmcSettings, clock: Clock, interval_seconds: float, patience: Patience) -> None:
         self.name = settings.name
-        self.devices: Sequence[Device] = ()
+        # Outlets before they are found, too: without them a feed of two PDUs would look whole with one.
+        self.devices: Sequence[Device] = tuple(outlet_device(settings, outlet) for outlet in settings.outlets)
         starting = SourceError(SourceState.DOWN, "starting", f"{settings.name} is being asked what it has")
         self.error: SourceError | None = patience.error or starting
         self._patience = patience

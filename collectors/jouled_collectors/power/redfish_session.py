@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from jouled.model.errors import SourceError, SourceState
+from jouled_collectors.power.network import LET_OUT
 from jouled_collectors.power.redfish_parse import Document, link
 from jouled_collectors.power.redfish_settings import BmcSettings
 from jouled_collectors.power.secret_file import read_secret
@@ -145,7 +146,7 @@ class Session:
             raise self._certificate(error) from None
         except TimeoutError:
             waited = f"did not answer {path} within {self._settings.timeout_seconds:g} s"
-            mend = "If it is only slow, raise timeout_seconds of this BMC in [[power.redfish.bmcs]]"
+            mend = f"If it is only slow, raise timeout_seconds of this BMC in [[power.redfish.bmcs]]; {LET_OUT}"
             raise self._error(SourceState.DOWN, "timeout", waited, mend=mend) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._unreachable(error) from None
@@ -220,7 +221,8 @@ class Session:
     def _unreachable(self, error: Exception) -> SourceError:
         said = error.os_error.strerror if isinstance(error, aiohttp.ClientConnectorError) else ""
         message = f"cannot be reached at {self._settings.host_and_port}: {said or type(error).__name__}"
-        return self._error(SourceState.DOWN, "unreachable", message)
+        mend = f"Check url of this BMC in [[power.redfish.bmcs]], and the way there; {LET_OUT}"
+        return self._error(SourceState.DOWN, "unreachable", message, mend=mend)
 
     def _error(self, state: SourceState, reason: str, message: str, *, mend: str = "") -> SourceError:
         return SourceError(state, reason, f"{self._settings.name} {message}", mend=mend)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from jouled.model.errors import SourceError, SourceState
+from jouled_collectors.power.own_group import group_name
 
 
 def read_secret(path: str, key: str, owner: str) -> str:
@@ -15,7 +16,7 @@ def read_secret(path: str, key: str, owner: str) -> str:
         secret = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "no text"
-        mend = f"chgrp jouled {path} && chmod 0640 {path}; or hand it to the service by LoadCredential="
+        mend = f"chgrp {group_name()} {path} && chmod 0640 {path}; or hand it to the service by LoadCredential="
         raise _denied(f"{owner}: {key} {path} cannot be read: {why}", mend) from None
     if not secret:
         raise _denied(f"{owner}: {key} {path} is empty", f"Write the secret into {path}")

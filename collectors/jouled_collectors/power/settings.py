@@ -1,8 +1,11 @@
-"""Bounded types that the settings of power sources share."""
+"""What the settings of power sources share: bounded types, and the name of a node's feed."""
 
 from typing import Annotated
 
 from msgspec import Meta
+
+FEED = "feed"
+"""The virtual feed that all outlets of the node together are, whatever source reads them, where no other is named."""
 
 Watts = Annotated[float, Meta(ge=0)]
 """A power that cannot be negative."""

@@ -1,5 +1,6 @@
 """What can be wrong with a PDU's agent, each with what mends it. Messages hold no secrets."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ from jouled.model.errors import SourceError, SourceState
 from jouled_collectors.power.network import LET_OUT
 from jouled_collectors.power.snmp_pdu_settings import PduSettings
 
-EXTRA = "pip install 'jouled[snmp]'"
+EXTRA = f"{sys.executable} -m pip install 'jouled[snmp]'"
 
 _REFUSALS: Mapping[str, tuple[str, str, str]] = {
     "UnknownUserName": ("unknown_user", "the agent does not know this user", "Set `user`, or create it on the PDU"),

@@ -132,6 +132,12 @@ class TestDevices:
         assert SECOND_UUID in caught.value.message
         assert "[power.amd]" in caught.value.mend
 
+    def test_none_selected_is_told(self, child: Child) -> None:
+        with pytest.raises(SourceError) as caught:
+            child.open(devices=[])
+        assert (caught.value.state, caught.value.reason) == (SourceState.ABSENT, "none_selected")
+        assert "[power.amd]" in caught.value.mend
+
     def test_a_gpu_without_a_uuid_is_not_the_one_without_a_name(self, child: Child, controls: Controls) -> None:
         controls.set("gpu0.uuid.code", NOT_SUPPORTED)
         with pytest.raises(SourceError) as caught:

@@ -162,6 +162,16 @@ class TestNothingTwice:
         assert set(microjoules(source)) == {"cray_accel0"}
         assert source.parts["accel1"].reason == "unknown_device"
 
+    def test_what_is_left_to_others_is_told(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        Node(tmp_path, *SHASTA)
+        make_packages(tmp_path, "package-0")
+        with caplog.at_level("INFO"):
+            assert "cray_cpu" not in microjoules(open_source(tmp_path))
+            assert "cray_cpu" in caplog.text
+            caplog.clear()
+            open_source(tmp_path, devices=["cray_node"])
+            assert "leaves" not in caplog.text
+
     def test_nothing_left_is_absent(self, tmp_path: Path) -> None:
         Node(tmp_path, "cpu_energy")
         make_packages(tmp_path, "package-0")
