@@ -104,6 +104,7 @@ PLANS = st.lists(st.tuples(st.sampled_from(FAULTS), st.integers(1, 40)), max_siz
 @given(st.fixed_dictionaries(dict.fromkeys(WATTS, PLANS)))
 def test_no_total_goes_down_and_no_joule_appears_twice(faults):
     seen: dict[tuple[str, tuple[str, ...]], float] = {}
+    freezes = sum(fault == "frozen" for name in ("a", "b", "bmc") for fault, _ in faults[name])
 
     def look(second: int, counters: dict) -> None:
         for name, series in counters.items():
@@ -115,7 +116,8 @@ def test_no_total_goes_down_and_no_joule_appears_twice(faults):
         for (device, _), energy_uj in counters.get("meter_energy_joules_total", {}).items():
             assert energy_uj <= WATTS[device] * (second + 1) * 10**6, device
         node_uj = counters.get("boundary_energy_joules_total", {}).get(("node",), 0)
-        assert node_uj <= 1000 * (second + 1) * 10**6
+        # A counter that froze less than 15 s before its level takes over cannot be told from one that stands still.
+        assert node_uj <= 1000 * (second + 1 + 15 * freezes) * 10**6
 
     seconds = max([sum(long for _, long in plan) for plan in faults.values()]) + 30
     pipeline = watch(faults, seconds, look)

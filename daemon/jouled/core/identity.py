@@ -1,6 +1,6 @@
 """Which request events are taken: sound ones, each once."""
 
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 
@@ -14,18 +14,61 @@ DURATION_MAX_NS = nanoseconds(24 * 3600.0)
 FUTURE_MAX_NS = nanoseconds(60.0)
 REMEMBER_NS = nanoseconds(1800.0)
 REMEMBER_MAX = 500_000
-_ENTRY = 3
-REMEMBER_PER_ID = 400
-"""Of one id used for request after request: half an hour of a probe every 5 s. Each new one is held against all."""
+GENERATION_NS = nanoseconds(300.0)
+_ENTRY = 2
+REMEMBER_PER_ID = 150
+"""Of one id used for request after request, in each generation: a probe every 2 s. Each new one is held against all."""
+
+
+class _Remembered:
+    """What is remembered of keys, by the time when it was seen, in generations that are forgotten whole.
+
+    One by one they would leave holes all over the heap, into which nothing else fits: memory would creep for hours.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: deque[int] = deque()
+        self._generations: deque[dict[tuple[str, ...], tuple[int, ...]]] = deque()
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Keys, each counted once for every generation that has it."""
+        return self._count
+
+    def get(self, key: tuple[str, ...]) -> tuple[int, ...]:
+        """All of a key, oldest first; empty if there is nothing."""
+        found: tuple[int, ...] = ()
+        for generation in self._generations:
+            here = generation.get(key)
+            if here is not None:
+                found = (*found, *here) if found else here
+        return found
+
+    def add(self, key: tuple[str, ...], entry: tuple[int, ...], seen_ns: int, most: int) -> None:
+        """Remember one more thing of a key; of those in one generation the latest `most` numbers."""
+        number = seen_ns // GENERATION_NS
+        if not self._numbers or number > self._numbers[-1]:
+            self._numbers.append(number)
+            self._generations.append({})
+        newest = self._generations[-1]
+        before = newest.get(key)
+        self._count += before is None
+        newest[key] = entry if before is None else (*before, *entry)[-most:]
+
+    def forget_before(self, limit_ns: int) -> None:
+        """Forget generations that ended before, and the oldest beyond `REMEMBER_MAX` keys."""
+        while self._numbers and ((self._numbers[0] + 1) * GENERATION_NS <= limit_ns or self._count > REMEMBER_MAX):
+            self._numbers.popleft()
+            self._count -= len(self._generations.popleft())
 
 
 class Admission:
     """Refuses unsound events and duplicates. Remembers half an hour of requests, half a million at most."""
 
     def __init__(self) -> None:
-        # Arrival, content and time seen of each request of an id, one behind the other: there may be half a million.
-        self._by_id: OrderedDict[tuple[str, str], tuple[int, ...]] = OrderedDict()
-        self._by_span: OrderedDict[tuple[str, str, str], tuple[int, int]] = OrderedDict()
+        # Arrival and content of each request of an id, one behind the other: there may be half a million.
+        self._by_id = _Remembered()
+        self._by_span = _Remembered()
 
     def refuse(self, event: RequestEvent, now_ns: int) -> str:
         """The reason to refuse an event, or an empty string."""
@@ -43,54 +86,45 @@ class Admission:
 
     def has_ended(self, start: RequestStart) -> bool:
         """Whether the end of a request was told before its start."""
-        seen = self._by_id.get((start.engine, start.id), ())
+        seen = self._by_id.get((start.engine, start.id))
         return any(abs(arrival_ns - start.arrival_ns) <= SAME_ARRIVAL_NS for arrival_ns in seen[::_ENTRY])
 
     def remember(self, request: RequestEvent | Receipt) -> None:
         """A request was taken before a restart: it is not taken again. Times are core time."""
-        entry = (request.arrival_ns, content_of(request), request.last_token_ns)
-        key = (request.engine, request.id)
-        self._by_id[key] = (*self._by_id.get(key, ()), *entry)[-_ENTRY * REMEMBER_PER_ID :]
+        self._keep((request.engine, request.id), request.arrival_ns, content_of(request), request.last_token_ns)
+
+    def _keep(self, key: tuple[str, str], arrival_ns: int, content: int, seen_ns: int) -> None:
+        self._by_id.add(key, (arrival_ns, content), seen_ns, _ENTRY * REMEMBER_PER_ID)
 
     def _repeated(self, event: RequestEvent) -> str:
         content = content_of(event)
         seen_ns = event.seen_ns if event.seen_ns > event.last_token_ns else event.last_token_ns
         key = (event.engine, event.id)
-        seen = self._by_id.get(key, ())
+        seen = self._by_id.get(key)
         for place in range(0, len(seen), _ENTRY):
             if abs(seen[place] - event.arrival_ns) <= SAME_ARRIVAL_NS:
                 return "duplicate" if seen[place + 1] == content else "conflict"
         if event.trace_id and event.span_id:
             # Pools that share a request may tell of their halves under one span.
             span_key = (event.engine, event.trace_id, event.span_id)
-            span = self._by_span.setdefault(span_key, (seen_ns, content))
-            if span[1] != content:
+            span = self._by_span.get(span_key)
+            if not span:
+                self._by_span.add(span_key, (content,), seen_ns, 1)
+            elif span[-1] != content:
                 return "conflict"
-        entry = (event.arrival_ns, content, seen_ns)
-        if not seen:
-            self._by_id[key] = entry
-            return ""
-        first = next((p for p in range(0, len(seen), _ENTRY) if seen[p + 2] > seen_ns - REMEMBER_NS), len(seen))
-        self._by_id[key] = (*seen[first:], *entry)[-_ENTRY * REMEMBER_PER_ID :]
-        self._by_id.move_to_end(key)
+        self._keep(key, event.arrival_ns, content, seen_ns)
         return ""
 
     def forget_before(self, now_ns: int) -> None:
-        """Forget requests that arrived longer ago than an event may be repeated."""
+        """Forget requests that were told longer ago than an event may be repeated."""
         limit_ns = now_ns - REMEMBER_NS
-        while self._by_id and (len(self._by_id) > REMEMBER_MAX or _last(next(iter(self._by_id.values()))) < limit_ns):
-            self._by_id.popitem(last=False)
-        while self._by_span and (len(self._by_span) > REMEMBER_MAX or next(iter(self._by_span.values()))[0] < limit_ns):
-            self._by_span.popitem(last=False)
+        self._by_id.forget_before(limit_ns)
+        self._by_span.forget_before(limit_ns)
 
 
 def content_of(request: RequestEvent | Receipt) -> int:
     """A hash of what may not differ between two tellings of one request."""
     return hash((request.first_token_ns, request.last_token_ns, request.prompt_tokens, request.generation_tokens))
-
-
-def _last(seen: tuple[int, ...]) -> int:
-    return max(seen[2::_ENTRY], default=0)
 
 
 class Waiting:
