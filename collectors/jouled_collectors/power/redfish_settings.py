@@ -40,9 +40,10 @@ class BmcSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     meters: Annotated[
         list[MeterGroup] | None,
         Meta(
-            description="What is read: `node`, `psus` (input of each power supply), `gpus` (of an HGX baseboard; not"
-            " beside NVML, which would count them twice), `shelves` (rack power). Unset: `node`, or nothing but the"
-            " outlets where `outlets` are given."
+            description="What is read: `node`, `psus` (input of each power supply), `gpus` (of an HGX baseboard; beside"
+            " NVML they count once if both tell the same UUID), `shelves` (rack power). Unset: `node`, or nothing but"
+            " the outlets where `outlets` are given. Of two BMCs that both show `node` the sum counts: right for a"
+            " GPU box beside its host; of two BMCs of one node only one may read it."
         ),
     ] = None
     outlets: Annotated[

@@ -43,6 +43,14 @@ def test_one_line_for_each_change(caplog: pytest.LogCaptureFixture) -> None:
     assert sources.views()[0].state is SourceState.DENIED
 
 
+def test_that_a_node_lacks_what_nobody_asked_for_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    sources = Sources(tried={"nvml"})
+    sources.report(report(SourceState.ABSENT, "no_driver"))
+    sources.report(report(SourceState.DENIED, "permission"))
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+
+
 def test_what_the_operator_ignores_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     sources = Sources(ignored={"nvml"})
     sources.report(report(SourceState.DOWN, "no_driver"))

@@ -149,7 +149,10 @@ class Daemon:
         last_minutes = LastMinutes(node=node, started_ns=clock.now_ns(), boot_offset_ns=clock.offset_ns)
         self._quarantine = QuarantineRecorder(last_minutes, self._where.state)
         ignored = frozenset(name for name, table in self._config.power.items() if table.get("startup") == "ignore")
-        self._metering = Metering(taken.pipeline, clock, own, self._fail, recorder, last_minutes, journal, ignored)
+        tried = self._plugins.power.keys() - self._config.power.keys()
+        self._metering = Metering(
+            taken.pipeline, clock, own, self._fail, recorder, last_minutes, journal, ignored, tried
+        )
         self._continuity = Continuity(taken.pipeline, journal)
         self._publisher = Publisher(self._store, published, own)
         self._clock_state = ClockState(boot_id(), clock.offset_ns)

@@ -45,12 +45,13 @@ class Metering:
         last_minutes: LastMinutes | None = None,
         journal: Journal | None = None,
         ignored_sources: Collection[str] = (),
+        tried_sources: Collection[str] = (),
     ) -> None:
         self.pipeline = pipeline
         self.clock = clock
         self.wall = WallClock()
         self.own = own
-        self.sources = Sources(ignored_sources)
+        self.sources = Sources(ignored_sources, tried_sources)
         self.processes = DeviceProcesses()
         self._on_failure = on_failure
         self._recorder = recorder

@@ -16,11 +16,13 @@ _log = logging.getLogger(__name__)
 class Sources:
     """A table of sources, filled by their reports. One line is logged for each change of state.
 
-    ignored: sources of which the operator does not want to hear in the log.
+    ignored: sources of which the operator does not want to hear in the log. tried: sources that nobody asked for; that
+    the node does not have one of them is no trouble.
     """
 
-    def __init__(self, ignored: Collection[str] = ()) -> None:
+    def __init__(self, ignored: Collection[str] = (), tried: Collection[str] = ()) -> None:
         self._ignored = ignored
+        self._tried = tried
         self._views: dict[str, SourceView] = {}
         self._heard_ns: dict[str, int] = {}
 
@@ -32,6 +34,8 @@ class Sources:
         )
         if before is None or (before.state, before.reason) != (report.state, report.reason):
             level = logging.INFO if report.state in {SourceState.OK, SourceState.RELEASED} else logging.WARNING
+            if report.state is SourceState.ABSENT and report.source in self._tried:
+                level = logging.INFO
             if report.source.partition("/")[0] in self._ignored:
                 level = logging.DEBUG
             _log.log(level, "source %s is %s%s", report.source, report.state, _because(report))
