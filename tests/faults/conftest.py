@@ -18,6 +18,8 @@ from tests.support.live import LiveDaemon, wait_for
 from tests.support.tools import free_port, tool
 
 ENGINE = "tiny-0"
+FINAL_SECONDS = 180
+"""Until all receipts are final and sent: a book that lacks an event waits two minutes for it in its first hour."""
 
 __all__ = ["ENGINE", "METER", "QUICK", "LiveDaemon", "Victoria"]
 

@@ -7,7 +7,7 @@ import pytest
 from tests.e2e.conftest import Launch
 from tests.e2e.engine_server import EngineServer
 from tests.faults import proxy as proxies
-from tests.faults.conftest import ENGINE, Lives, Victoria, configuration, influx
+from tests.faults.conftest import ENGINE, FINAL_SECONDS, Lives, Victoria, configuration, influx
 from tests.faults.proxy import BROKEN, BUSY, Proxy
 from tests.faults.test_kills import expected, in_database
 from tests.faults.traffic import Traffic
@@ -34,7 +34,7 @@ def all_is_there(victoria: Victoria, traffic: Traffic) -> Callable[[], bool]:
     return lambda: bool(traffic.kept) and in_database(victoria) == expected(traffic.kept)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [
@@ -64,7 +64,7 @@ def test_an_answer_that_is_no_success(
     traffic.stop()
     wait_for(lambda: failures(lives.daemon, reason) >= 3 and proxy.asked[behaviour] >= 3, 30, "it goes unnoticed")
     proxy.behaviour = proxies.PASSES
-    wait_for(all_is_there(victoria, traffic), 60, "the database lacks receipts", 0.5)
+    wait_for(all_is_there(victoria, traffic), FINAL_SECONDS, "the database lacks receipts", 0.5)
     accepted = 'jouled_sink_records_total{kind="receipts",result="accepted",sink="influx"}'
     wait_for(lambda: lives.daemon.page().values.get(accepted) == len(traffic.kept), 10, "each is counted once")
     records = [name for name in lives.daemon.page().values if name.startswith("jouled_sink_records_total")]
@@ -99,7 +99,7 @@ def unwilling(tmp_path: Path) -> Iterator[Unwilling]:
 PASSWORD = "open-sesame"
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -118,4 +118,4 @@ def test_a_real_database_that_refuses_for_a_while(
     wait_for(lambda: failures(lives.daemon, reason) >= 2, 40, "it goes unnoticed")
     traffic.stop()
     unwilling.restart()
-    wait_for(all_is_there(unwilling, traffic), 60, "the database lacks receipts", 0.5)
+    wait_for(all_is_there(unwilling, traffic), FINAL_SECONDS, "the database lacks receipts", 0.5)

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from tests.e2e.conftest import Launch
 from tests.e2e.engine_server import EngineServer
-from tests.faults.conftest import ENGINE, Lives, Victoria, configuration, influx
+from tests.faults.conftest import ENGINE, FINAL_SECONDS, Lives, Victoria, configuration, influx
 from tests.faults.traffic import Sent, Traffic
 from tests.support.live import Page, wait_for
 
@@ -43,14 +43,13 @@ def test_nothing_is_lost_and_nothing_counts_twice(
         seen = no_counter_went_back(seen, lives.daemon)
         lives.kill_and_return()
     traffic.stop()
-    # A book that lacks an event waits two minutes for it in its first hour.
-    wait_for(lambda: len(ids_in(out)) >= len(traffic.kept), 180, "receipts are missing", 0.5)
+    wait_for(lambda: len(ids_in(out)) >= len(traffic.kept), FINAL_SECONDS, "receipts are missing", 0.5)
     assert traffic.refused == []
     counted = ids_in(out)
     assert {name: count for name, count in counted.items() if count > 1} == {}
     assert set(counted) == set(traffic.kept)
     assert_told_truly(out, traffic.kept)
-    wait_for(lambda: in_database(victoria) == expected(traffic.kept), 30, "the database lacks receipts", 0.5)
+    wait_for(lambda: in_database(victoria) == expected(traffic.kept), FINAL_SECONDS, "the database lacks receipts", 0.5)
     final = lives.daemon.page()
     no_counter_went_back(seen, lives.daemon)
     assert final.total("jouled_requests_total", engine=ENGINE) == len(traffic.kept)

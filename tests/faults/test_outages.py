@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 from tests.e2e.conftest import Launch
 from tests.e2e.engine_server import EngineServer
-from tests.faults.conftest import ENGINE, Cable, Lives, Prometheus, Server, Victoria, configuration, influx
+from tests.faults.conftest import (
+    ENGINE,
+    FINAL_SECONDS,
+    Cable,
+    Lives,
+    Prometheus,
+    Server,
+    Victoria,
+    configuration,
+    influx,
+)
 from tests.faults.test_kills import expected, in_database
 from tests.faults.traffic import Traffic
 from tests.support.live import LiveDaemon, wait_for
@@ -41,7 +51,7 @@ def failures(daemon: LiveDaemon) -> float:
     return sum(value for series, value in found.items() if series.startswith("jouled_sink_failures_total{"))
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("fault", [killed, hung])
 def test_what_a_database_misses_arrives_when_it_is_back(
     launch: Launch,
@@ -60,7 +70,7 @@ def test_what_a_database_misses_arrives_when_it_is_back(
     wait_for(lambda: lives.daemon.page().values.get('jouled_sink_up{sink="influx"}') == 0.0, 30, "it seems to be up")
     traffic.stop()
     back(victoria)
-    wait_for(lambda: in_database(victoria) == expected(traffic.kept), 90, "the database lacks receipts", 0.5)
+    wait_for(lambda: in_database(victoria) == expected(traffic.kept), FINAL_SECONDS, "the database lacks receipts", 0.5)
     returned_ms = time.time() * 1000
     wait_for(lambda: moments(victoria) and moments(victoria)["timestamps"][-1] > returned_ms, 90, "no moments", 0.5)
     series = moments(victoria)
@@ -71,7 +81,7 @@ def test_what_a_database_misses_arrives_when_it_is_back(
     assert dropped == []
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_what_a_killed_database_had_acknowledged_and_forgets_is_sent_again(
     launch: Launch, engine: tuple[EngineServer, str], victoria: Victoria
 ) -> None:
@@ -87,11 +97,11 @@ def test_what_a_killed_database_had_acknowledged_and_forgets_is_sent_again(
     victoria.kill()  # it writes to its disk every few seconds
     wait_for(lambda: failures(lives.daemon) > 0, 20, "the outage goes unnoticed")
     back(victoria)
-    wait_for(lambda: in_database(victoria) == expected(traffic.kept), 30, "the database lacks receipts", 0.5)
+    wait_for(lambda: in_database(victoria) == expected(traffic.kept), FINAL_SECONDS, "the database lacks receipts", 0.5)
     assert lives.daemon.page().values[accepted] == everything
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("fault", [killed, hung])
 def test_prometheus_gets_every_moment_of_its_outage(
     launch: Launch, engine: tuple[EngineServer, str], prometheus: Prometheus, fault: Callable[[Server], None]
@@ -122,7 +132,7 @@ LINES: dict[str, tuple[Callable[[Cable], None], Callable[[Cable], None]]] = {
 }
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("what", LINES)
 def test_a_line_that_is_cut_and_mended(
     launch: Launch, engine: tuple[EngineServer, str], cable: Cable, victoria_far_away: Victoria, what: str
@@ -137,7 +147,12 @@ def test_a_line_that_is_cut_and_mended(
     wait_for(lambda: failures(lives.daemon) > 1, 40, "the cut goes unnoticed")
     mend(cable)
     traffic.stop()
-    wait_for(lambda: in_database(victoria_far_away) == expected(traffic.kept), 90, "the database lacks receipts", 0.5)
+    wait_for(
+        lambda: in_database(victoria_far_away) == expected(traffic.kept),
+        FINAL_SECONDS,
+        "the database lacks receipts",
+        0.5,
+    )
 
 
 def moments(victoria: Victoria) -> dict[str, list[float]]:
@@ -172,7 +187,7 @@ def fill(path: Path) -> None:
                 continue
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_full_disk_stops_nothing_and_passes_without_a_restart(
     small_disk: Path, launch: Launch, engine: tuple[EngineServer, str], victoria: Victoria
 ) -> None:
@@ -193,5 +208,5 @@ def test_a_full_disk_stops_nothing_and_passes_without_a_restart(
     wait_for(lambda: len(traffic.kept) > at_the_time + 40, 30, "nothing is taken any more")
     traffic.stop()
     assert lives.daemon.process.pid == pid
-    wait_for(lambda: in_database(victoria) == expected(traffic.kept), 60, "the database lacks receipts", 0.5)
+    wait_for(lambda: in_database(victoria) == expected(traffic.kept), FINAL_SECONDS, "the database lacks receipts", 0.5)
     assert lives.daemon.json("/api/v1/snapshot")["balance_uj"] == 0
