@@ -14,9 +14,7 @@ class NvmlSettings(PowerSettings, kw_only=True, forbid_unknown_fields=True):
 
     interval_seconds: Annotated[
         IntervalSeconds | None,
-        Meta(
-            description="Time between two reads. Unset: 0.02 where reading all GPUs costs at most 5 % of it, else 0.1."
-        ),
+        Meta(description="Time between two reads. Unset: 0.1, or more where reading all GPUs takes long."),
     ] = None
     idle_watts: Annotated[Watts | None, Meta(description="Idle power of each GPU. Unset: it is learned.")] = None
     uplift_watts: Annotated[
