@@ -38,6 +38,11 @@ def test_a_sentinel_is_rejected_and_the_next_reading_goes_on(sentinel):
     assert steps[3] == (Step.MOVED, 200_000_000)
 
 
+@pytest.mark.parametrize("raw", [2**63, 2**64 - 1, -1])
+def test_a_number_that_cannot_be_saved_is_no_first_reading(raw):
+    assert counter((0, raw), (1, 5), (2, 6)) == [(Step.IMPLAUSIBLE, 0), (Step.FIRST, 0), (Step.MOVED, 1)]
+
+
 def test_a_jump_that_stays_is_a_new_counter():
     steps = counter((0, 0), (1, 10**13), (2, 10**13 + 10**8), (3, 10**13 + 2 * 10**8))
     assert [step for step, _ in steps] == [Step.FIRST, Step.IMPLAUSIBLE, Step.RESET, Step.MOVED]

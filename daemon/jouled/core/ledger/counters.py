@@ -18,6 +18,8 @@ CEILING_WATTS = 10_000.0
 """Assumed limit of a leaf or module that tells none; above it no board or package is built."""
 CEILING_METER_WATTS = 350_000.0
 """The same for what contains whole nodes; three times this is a megawatt feed."""
+MOST_MICROJOULES = 2**63 - 1
+"""What the books can be saved with: 9 TJ, a gigawatt for two and a half hours."""
 JITTER_NS = NANOSECONDS_PER_SECOND
 """Slack for counters that move in steps: a whole step may fall between two close readings."""
 GAUGE_GAP_FACTOR = 3
@@ -73,7 +75,7 @@ class CounterTrack:
 
     def step(self, t_ns: int, raw_uj: int) -> tuple[Step, int]:
         """Take a reading; returns what it was and the energy since the last one taken, microjoules."""
-        if raw_uj < 0:
+        if not 0 <= raw_uj <= MOST_MICROJOULES:
             return Step.IMPLAUSIBLE, 0
         if self._last is not None and t_ns <= self._seen_ns:
             return Step.OUT_OF_ORDER, 0
