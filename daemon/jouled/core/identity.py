@@ -16,17 +16,19 @@ REMEMBER_NS = nanoseconds(1800.0)
 REMEMBER_MAX = 500_000
 GENERATION_NS = nanoseconds(300.0)
 _ENTRY = 2
-REMEMBER_PER_ID = 150
-"""Of one id used for request after request, in each generation: a probe every 2 s. Each new one is held against all."""
+REMEMBER_PER_ID = 400
+"""Of one id used for request after request: half an hour of a probe every 5 s. Each new one is held against all."""
 
 
 class _Remembered:
     """What is remembered of keys, by the time when it was seen, in generations that are forgotten whole.
 
-    One by one they would leave holes all over the heap, into which nothing else fits: memory would creep for hours.
+    One by one they would leave their holes in one table, which then grows by tens of megabytes at once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        """most: numbers that are held of one key."""
+        self._most = most
         self._numbers: deque[int] = deque()
         self._generations: deque[dict[tuple[str, ...], tuple[int, ...]]] = deque()
         self._count = 0
@@ -36,16 +38,16 @@ class _Remembered:
         return self._count
 
     def get(self, key: tuple[str, ...]) -> tuple[int, ...]:
-        """All of a key, oldest first; empty if there is nothing."""
+        """The latest of a key, oldest first, as many as are to be held; empty if there is nothing."""
         found: tuple[int, ...] = ()
         for generation in self._generations:
             here = generation.get(key)
             if here is not None:
                 found = (*found, *here) if found else here
-        return found
+        return found[-self._most :]
 
-    def add(self, key: tuple[str, ...], entry: tuple[int, ...], seen_ns: int, most: int) -> None:
-        """Remember one more thing of a key; of those in one generation the latest `most` numbers."""
+    def add(self, key: tuple[str, ...], entry: tuple[int, ...], seen_ns: int) -> None:
+        """Remember one more thing of a key."""
         number = seen_ns // GENERATION_NS
         if not self._numbers or number > self._numbers[-1]:
             self._numbers.append(number)
@@ -53,7 +55,7 @@ class _Remembered:
         newest = self._generations[-1]
         before = newest.get(key)
         self._count += before is None
-        newest[key] = entry if before is None else (*before, *entry)[-most:]
+        newest[key] = entry if before is None else (*before, *entry)[-self._most :]
 
     def forget_before(self, limit_ns: int) -> None:
         """Forget generations that ended before, and the oldest beyond `REMEMBER_MAX` keys."""
@@ -67,8 +69,8 @@ class Admission:
 
     def __init__(self) -> None:
         # Arrival and content of each request of an id, one behind the other: there may be half a million.
-        self._by_id = _Remembered()
-        self._by_span = _Remembered()
+        self._by_id = _Remembered(_ENTRY * REMEMBER_PER_ID)
+        self._by_span = _Remembered(1)
 
     def refuse(self, event: RequestEvent, now_ns: int) -> str:
         """The reason to refuse an event, or an empty string."""
@@ -94,7 +96,7 @@ class Admission:
         self._keep((request.engine, request.id), request.arrival_ns, content_of(request), request.last_token_ns)
 
     def _keep(self, key: tuple[str, str], arrival_ns: int, content: int, seen_ns: int) -> None:
-        self._by_id.add(key, (arrival_ns, content), seen_ns, _ENTRY * REMEMBER_PER_ID)
+        self._by_id.add(key, (arrival_ns, content), seen_ns)
 
     def _repeated(self, event: RequestEvent) -> str:
         content = content_of(event)
@@ -109,7 +111,7 @@ class Admission:
             span_key = (event.engine, event.trace_id, event.span_id)
             span = self._by_span.get(span_key)
             if not span:
-                self._by_span.add(span_key, (content,), seen_ns, 1)
+                self._by_span.add(span_key, (content,), seen_ns)
             elif span[-1] != content:
                 return "conflict"
         self._keep(key, event.arrival_ns, content, seen_ns)

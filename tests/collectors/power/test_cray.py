@@ -2,8 +2,6 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -12,6 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.collectors.power.clocks import StepClock
 from tests.support.hwmon_tree import bind_driver
+from tests.support.unprivileged import unprivileged
 
 from jouled.api import PowerSource
 from jouled.model.device import DeviceKind, Quality
@@ -19,7 +18,6 @@ from jouled.model.errors import SourceError, SourceState
 from jouled.model.readings import EnergyReading
 from jouled_collectors.power.cray import FROZEN_NS, CrayCollector, CraySettings
 
-NOBODY = 65534
 FROZEN_SECONDS = FROZEN_NS / 1e9
 
 
@@ -74,26 +72,6 @@ def make_packages(root: Path, *names: str) -> None:
         zone.mkdir(parents=True)
         for file, content in {"name": name, "energy_uj": 5, "max_energy_range_uj": 262_143_328_850}.items():
             (zone / file).write_text(f"{content}\n")
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-@pytest.fixture
-def open_root() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        root.chmod(0o755)
-        yield root
 
 
 class TestDevices:

@@ -4,8 +4,6 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -15,6 +13,7 @@ from hypothesis import strategies as st
 from tests.collectors.power.clocks import StepClock
 from tests.support.hwmon_tree import bind_driver, make_chip, make_meter, make_supply
 from tests.support.tools import run
+from tests.support.unprivileged import unprivileged
 
 from jouled.api import PowerSource
 from jouled.app.config.reference import render
@@ -29,7 +28,6 @@ from jouled_collectors.power.hwmon_find import IGNORED
 from jouled_collectors.power.rapl import RaplSettings
 from jouled_collectors.power.sysfs_source import RETRY_NS
 
-NOBODY = 65534
 SECOND = 1_000_000_000
 BEYOND_RETRY_SECONDS = RETRY_NS / SECOND + 1
 
@@ -74,27 +72,6 @@ def make_package(root: Path) -> Path:
     for file, content in {"name": "package-0", "energy_uj": 5, "max_energy_range_uj": 262_143_328_850}.items():
         (zone / file).write_text(f"{content}\n")
     return zone / "energy_uj"
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-@pytest.fixture
-def open_root() -> Iterator[Path]:
-    """A root that every user can walk into (pytest's own folders are for their owner)."""
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        root.chmod(0o755)
-        yield root
 
 
 class TestAcpi:

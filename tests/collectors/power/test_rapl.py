@@ -3,9 +3,6 @@
 import errno
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -13,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.collectors.power.clocks import StepClock
+from tests.support.unprivileged import unprivileged
 
 from jouled.api import PowerSource
 from jouled.model.device import DeviceKind, Quality
@@ -21,7 +19,6 @@ from jouled.model.readings import EnergyReading
 from jouled_collectors.power.rapl import RaplCollector, RaplSettings
 from jouled_collectors.power.sysfs_source import RETRY_NS
 
-NOBODY = 65534
 RANGE_UJ = 262_143_328_850
 
 
@@ -51,28 +48,6 @@ def open_source(root: Path, clock: StepClock | None = None, **options: object) -
 
 def microjoules(source: PowerSource) -> dict[str, int]:
     return {one.device: one.microjoules for one in source.read() if isinstance(one, EnergyReading)}
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """Root passes every permission check, so it steps down for a while."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-@pytest.fixture
-def open_root() -> Iterator[Path]:
-    """A root that every user can walk into (pytest's own folders are for their owner)."""
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        root.chmod(0o755)
-        yield root
 
 
 class TestZones:
