@@ -6,8 +6,9 @@ and sinks declare their settings as a `msgspec.Struct`; the configuration table 
 unknown keys refused.
 
 Power collectors block and run in a sampler of their own: a thread, or a child process where a vendor library is
-involved. Engine collectors and request receivers own no socket: they declare what they want asked or received and
-turn bytes into model types.
+involved. Engine collectors and request receivers own no socket and no file: they declare what they want asked or
+received and turn bytes into model types. A receiver is of one kind or several: fed by HTTP, datagrams, gRPC, files, or
+by asking.
 """
 
 from collections import Counter
@@ -102,10 +103,30 @@ class PowerCollector(Protocol):
         ...
 
 
-class EnginePage(Struct, frozen=True, kw_only=True):
-    """What one read of an engine's page told; absent is `None`."""
+class EngineFacts(Struct, frozen=True, kw_only=True):
+    """What an engine says of itself beside its counters; empty is not known.
+
+    role: `unified`, `prefill` or `decode`. precision: number format and quantisation of the weights (`bfloat16`, `fp8`,
+    `awq`). parallelism: sizes above one, in the order of the names, as in `dp2 tp4` (dp, ep, pp, cp, tp).
+    kv_connector: what carries the KV cache between pools (`nixl`, `mooncake`, `mori`). speculation: method of
+    speculative decoding. device_mask: the accelerators that it may use, as written (ordinals, UUIDs), "" for all.
+    """
 
     model: str = ""
+    version: str = ""
+    role: str = ""
+    precision: str = ""
+    parallelism: str = ""
+    kv_connector: str = ""
+    speculation: str = ""
+    device_mask: str = ""
+
+
+class EnginePage(Struct, frozen=True, kw_only=True):
+    """What one read of an engine's page told; absent is `None`. `facts`: what the page says beside counters."""
+
+    model: str = ""
+    facts: EngineFacts = EngineFacts()
     steps: int | None = None
     prompt_tokens: int | None = None
     cached_prompt_tokens: int | None = None
@@ -149,6 +170,15 @@ class LatencyCollector(Protocol):
 
         Raises `ValueError` with the reason if one cannot be read.
         """
+        ...
+
+
+@runtime_checkable
+class FactsCollector(Protocol):
+    """An engine collector that reads what a server was started with. The page's word goes before this."""
+
+    def facts(self, argv: Sequence[str], environ: Mapping[str, str]) -> EngineFacts:
+        """What the command line and the environment (empty where it may not be seen) say. Never raises."""
         ...
 
 
@@ -232,6 +262,13 @@ class TooManyRecordsError(MalformedBodyError):
         super().__init__(f"too many records (more than {MOST_RECORDS}), send them in parts")
 
 
+class Receiver(Protocol):
+    """What tells of single requests, in one of the ways below or several; its name is that of its entry point."""
+
+    name: ClassVar[str]
+
+
+@runtime_checkable
 class HttpIngest(Protocol):
     """A receiver fed by HTTP POST. Runtime opens the route, with limits and authentication, and undoes gzip."""
 
@@ -245,6 +282,98 @@ class HttpIngest(Protocol):
 
     def respond(self, received: Received, content_type: str) -> tuple[bytes, Mapping[str, str]]:
         """The answer's body and headers for a sender that speaks this protocol."""
+        ...
+
+
+@runtime_checkable
+class DatagramIngest(Protocol):
+    """A receiver fed by datagrams on a Unix socket in the runtime directory. Runtime owns the socket.
+
+    socket_name: the file's name there. A datagram has no answer: what is refused is counted.
+    """
+
+    name: ClassVar[str]
+    socket_name: ClassVar[str]
+
+    def decode(self, datagram: bytes) -> Received:
+        """Turn one datagram into requests. Raises `MalformedBodyError`."""
+        ...
+
+
+@runtime_checkable
+class GrpcIngest(Protocol):
+    """A receiver fed by a unary gRPC call. Runtime opens the port where the configuration names one.
+
+    method: `/package.Service/Method`.
+    """
+
+    name: ClassVar[str]
+    method: ClassVar[str]
+
+    def decode_message(self, message: bytes) -> Received:
+        """Turn a request message into requests. Raises `MalformedBodyError`."""
+        ...
+
+    def response_message(self, received: Received) -> bytes:
+        """The response message for the sender."""
+        ...
+
+
+class FollowSettings(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Settings every receiver that follows files has.
+
+    directory: empty, nothing is followed.
+    """
+
+    directory: Annotated[str, Meta(description="Folder in which the engine writes. Empty: nothing is read.")] = ""
+    engine: Annotated[str, Meta(description="Name of that engine. Empty: the only one of its type.")] = ""
+
+
+@runtime_checkable
+class FileFollow(Protocol):
+    """A receiver fed by lines that an engine appends to files. Runtime follows them, with rotation and restarts.
+
+    pattern: which files of the folder, as a glob; of several the newest is written to.
+    """
+
+    name: ClassVar[str]
+    settings_type: ClassVar[type[FollowSettings]]
+    pattern: ClassVar[str]
+
+    def decode_lines(self, lines: Sequence[bytes], settings: FollowSettings) -> Received:
+        """Turn whole lines into requests; one that is wrong is refused alone."""
+        ...
+
+
+class DrainSettings(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Settings every receiver has that empties an engine's queue by reading it.
+
+    own: only whoever owns the queue may read it, as each record is told once.
+    """
+
+    own: Annotated[
+        bool, Meta(description="Read the records, which the engine then forgets: nobody else sees them any more.")
+    ] = False
+    interval_seconds: Annotated[float, Meta(description="Time between two reads.")] = 5.0
+
+
+@runtime_checkable
+class PageDrain(Protocol):
+    """A receiver that asks an engine for finished requests; each answer empties the engine's queue.
+
+    engine_type: of which engines; path: where. Runtime asks only where `own` is set.
+    """
+
+    name: ClassVar[str]
+    settings_type: ClassVar[type[DrainSettings]]
+    engine_type: ClassVar[str]
+    path: ClassVar[str]
+
+    def decode_page(self, body: bytes, engine: str, read_ns: int) -> Received:
+        """Turn an answer into requests of this engine; `read_ns` is when it was read, in Unix nanoseconds.
+
+        Raises `MalformedBodyError`.
+        """
         ...
 
 

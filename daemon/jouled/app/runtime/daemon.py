@@ -205,6 +205,7 @@ class Daemon:
         from jouled.app.runtime.forward import Forwarder
         from jouled.app.runtime.front import Front
         from jouled.app.runtime.pages import open_session
+        from jouled.app.runtime.receivers import Receivers
 
         metering = self._metering
         session = await stack.enter_async_context(open_session())
@@ -247,6 +248,9 @@ class Daemon:
         engines.start(group, self._config.engines, discover=self._discovers)
         tasks = [group.create_task(self._tick_every_second(group), name="ticks")]
         tasks += self._sinks.start(group)
+        receivers = self._plugins.requests
+        told = (self._front.accept, metering.own.reject, engines.engines)
+        tasks += Receivers(receivers, *told, session, self._where.runtime).start(group)
         if forwarder is not None:
             tasks.append(group.create_task(forwarder.run(), name="forward"))
         if self._companion is not None:
@@ -276,7 +280,7 @@ class Daemon:
     async def _listening(self) -> "Running":
         from jouled.outputs.serve import build_app, start
 
-        door = self._front.door(tuple(self._plugins.requests.values()), self._token)
+        door = self._front.door(self._plugins.http_ingests(), self._token)
         web_config_file = Path(self._config.serve.web_config_file) if self._config.serve.web_config_file else None
         server = await start(build_app(door, web_config_file), listen=self._listen, unix_socket=self._where.socket)
         _log.info("jouled %s on %s, books in %s", jouled.__version__, self._listen, self._where.state)

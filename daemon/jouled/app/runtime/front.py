@@ -68,7 +68,7 @@ class Front:
             provisional=self._provisional,
             receipts=self._receipts,
             ingests=ingests,
-            accept=self._accept,
+            accept=lambda _receiver, received: self.accept(received),
             forward=self._forward if self._forwarder else None,
             release=self._release,
             forget=self._forget,
@@ -94,7 +94,11 @@ class Front:
         """The id as the books have it."""
         return self._pseudonyms.request_id(request_id) if self._pseudonyms and request_id else request_id
 
-    async def _accept(self, _receiver: HttpIngest, received: Received) -> Received:
+    async def accept(self, received: Received) -> Received:
+        """Take what a receiver was told, and return when it is kept.
+
+        Raises `JouledError` where it cannot be kept now: the sender should send it again, or not be read further.
+        """
         taken = self._ingest.take(received)
         if self._metering.has_failed:
             raise JouledError("jouled ends because its books cannot be trusted any more")

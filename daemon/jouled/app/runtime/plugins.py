@@ -9,10 +9,15 @@ from msgspec import Struct
 
 from jouled.api import (
     API_VERSION,
+    DatagramIngest,
     EngineCollector,
+    FileFollow,
+    GrpcIngest,
     HttpIngest,
+    PageDrain,
     PowerCollector,
     PowerSettings,
+    Receiver,
     Sink,
     SinkSettings,
 )
@@ -29,9 +34,10 @@ _NEEDED = {
     ENGINES: (
         "page_path", "version_path", "default_port", "semantics", "recognises", "port", "page", "version",
     ),
-    REQUESTS: ("path", "content_types", "decode", "respond"),
+    REQUESTS: (),
     SINKS: ("settings_type", "open"),
 }  # fmt: skip
+_RECEIVERS: tuple[type, ...] = (HttpIngest, DatagramIngest, GrpcIngest, FileFollow, PageDrain)
 
 
 class RefusedPlugin(Struct, frozen=True):
@@ -51,9 +57,13 @@ class Plugins(Struct, frozen=True, kw_only=True):
 
     power: Mapping[str, PowerCollector] = {}
     engines: Mapping[str, EngineCollector] = {}
-    requests: Mapping[str, HttpIngest] = {}
+    requests: Mapping[str, Receiver] = {}
     sinks: Mapping[str, Sink] = {}
     refused: tuple[RefusedPlugin, ...] = ()
+
+    def http_ingests(self) -> tuple[HttpIngest, ...]:
+        """The receivers that are fed by HTTP."""
+        return tuple(receiver for receiver in self.requests.values() if isinstance(receiver, HttpIngest))
 
     def power_settings(
         self, tables: Mapping[str, Mapping[str, Any]], origin: str = "configuration"
@@ -157,6 +167,8 @@ def _load(entry: metadata.EntryPoint, taken: Mapping[str, Any]) -> Any:
         _check_power(plugin)
     if entry.group == SINKS:
         _check_sink(plugin)
+    if entry.group == REQUESTS and not isinstance(plugin, _RECEIVERS):
+        raise _UnfitError(f"it is none of {', '.join(kind.__name__ for kind in _RECEIVERS)}")
     return plugin
 
 
