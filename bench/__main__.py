@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from bench import attribution, daemon_cost, power_sources, replay, sinks
+from bench import attribution, daemon_cost, engine_pages, otlp, power_sources, replay, sinks
 from bench.rows import Row, machine
 
 ATTRIBUTION = "attribution"
@@ -44,6 +44,9 @@ def _benches(trace: Path | None) -> dict[str, Callable[[], Iterator[Row]]]:
         "daemon": daemon_cost.cpu_and_memory,
         "sinks": sinks.rows,
         "power": power_sources.rows,
+        "vllm_plugin": partial(_script, "vllm_plugin"),
+        "pages": engine_pages.rows,
+        "otlp": otlp.rows,
         ATTRIBUTION: partial(attribution.rows, trace),
     }
 

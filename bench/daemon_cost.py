@@ -11,7 +11,7 @@ from bench.rig import GPUS, JOULED, RAPL_ZONES, REQUESTS_PER_SECOND, Node, daemo
 from bench.rows import Row, row
 from tests.support.live import LiveDaemon, wait_for
 
-from jouled.app.runtime.recording import Entry, read
+from jouled.app.runtime.recording.recording import Entry, read
 from jouled.model.readings import EnergyReading
 
 WINDOW_SECONDS = 20.0

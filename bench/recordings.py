@@ -16,7 +16,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from jouled.app.runtime.recording import Item, Writer
+from jouled.app.runtime.recording.recording import Item, Writer
 from jouled.model.device import Device, DeviceKind
 from jouled.model.engine import Engine, EngineSample
 from jouled.model.readings import EnergyReading

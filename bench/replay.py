@@ -12,8 +12,8 @@ from pathlib import Path
 from bench.recordings import items, poisson, trace, write
 from bench.rows import Row, row
 
-from jouled.app.runtime.recording import Entry, Item
-from jouled.app.runtime.replay import drive
+from jouled.app.runtime.recording.recording import Entry, Item
+from jouled.app.runtime.recording.replay import drive
 from jouled.core.pipeline import Pipeline
 from jouled.model.parameters import Parameters
 from jouled.model.requests import RequestEvent

@@ -16,7 +16,7 @@ from bench.oracle.workload import Job, Lengths, log_uniform
 from msgspec import Struct
 from msgspec.structs import replace
 
-from jouled.app.runtime.recording import Item
+from jouled.app.runtime.recording.recording import Item
 
 
 class Scenario(Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from bench.oracle.parts import Accelerator, Model, Physics
 from bench.oracle.workload import Job
 from msgspec import Struct, structs
 
-from jouled.app.runtime.recording import Item
+from jouled.app.runtime.recording.recording import Item
 from jouled.model.device import Device, DeviceKind
 from jouled.model.engine import Engine, EngineSample
 from jouled.model.readings import EnergyReading, PowerReading

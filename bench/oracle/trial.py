@@ -6,8 +6,8 @@ from bench.oracle.cases import Case
 from bench.oracle.scenario import Scenario, build
 from bench.oracle.score import Measures, judge
 
-from jouled.app.runtime.recording import Entry
-from jouled.app.runtime.replay import drive
+from jouled.app.runtime.recording.recording import Entry
+from jouled.app.runtime.recording.replay import drive
 from jouled.core.pipeline import Pipeline
 from jouled.model.parameters import Parameters
 from jouled.model.receipt import Receipt

@@ -6,7 +6,7 @@ import msgspec
 from bench.oracle.scenario import Scenario
 from bench.oracle.telling import START_NS, at_ns, name_of
 
-from jouled.app.runtime.recording import Writer
+from jouled.app.runtime.recording.recording import Writer
 from jouled.model.units import microjoules
 
 

@@ -106,10 +106,12 @@ class PowerCollector(Protocol):
 class EngineFacts(Struct, frozen=True, kw_only=True):
     """What an engine says of itself beside its counters; empty is not known.
 
-    role: `unified`, `prefill` or `decode`. precision: number format and quantisation of the weights (`bfloat16`, `fp8`,
-    `awq`). parallelism: sizes above one, in the order of the names, as in `dp2 tp4` (dp, ep, pp, cp, tp).
+    role: `unified`, `prefill`, `decode`, or `frontend`: it hands requests to engines that are counted by themselves.
+    precision: number format and quantisation of the weights (`bfloat16`, `fp8`, `awq`). parallelism: sizes above one,
+    in the order of the names, as in `dp2 tp4` (dp, ep, pp, cp, tp).
     kv_connector: what carries the KV cache between pools (`nixl`, `mooncake`, `mori`). speculation: method of
     speculative decoding. device_mask: the accelerators that it may use, as written (ordinals, UUIDs), "" for all.
+    instance: the id by which events name it (`EngineHint`), another one after each start.
     """
 
     model: str = ""
@@ -120,19 +122,28 @@ class EngineFacts(Struct, frozen=True, kw_only=True):
     kv_connector: str = ""
     speculation: str = ""
     device_mask: str = ""
+    instance: str = ""
 
 
 class EnginePage(Struct, frozen=True, kw_only=True):
-    """What one read of an engine's page told; absent is `None`. `facts`: what the page says beside counters."""
+    """What one read of an engine's page told; absent is `None`.
+
+    facts: what the page says beside counters. semantics: of this page's counters, where they depend on the engine's
+    release; `None`: as the collector says of all pages. transferred_prompt_tokens: of the prompt tokens those that came
+    as KV cache from another engine. requests_finished: since the engine's start.
+    """
 
     model: str = ""
     facts: EngineFacts = EngineFacts()
+    semantics: CounterSemantics | None = None
     steps: int | None = None
     prompt_tokens: int | None = None
     cached_prompt_tokens: int | None = None
+    transferred_prompt_tokens: int | None = None
     generation_tokens: int | None = None
     requests_running: int | None = None
     requests_waiting: int | None = None
+    requests_finished: int | None = None
 
 
 class EngineCollector(Protocol):
@@ -174,6 +185,16 @@ class LatencyCollector(Protocol):
 
 
 @runtime_checkable
+class EnvironmentPort(Protocol):
+    """An engine collector whose servers take their port from the environment where the command line names none.
+
+    port_variables: those that are looked at, the first that is set counts; a port, or `HOST:PORT`.
+    """
+
+    port_variables: ClassVar[Sequence[str]]
+
+
+@runtime_checkable
 class FactsCollector(Protocol):
     """An engine collector that reads what a server was started with. The page's word goes before this."""
 
@@ -182,13 +203,35 @@ class FactsCollector(Protocol):
         ...
 
 
+@runtime_checkable
+class EnergyCollector(Protocol):
+    """An engine collector whose engine meters its accelerators itself: for comparison, never for the books."""
+
+    energy_path: ClassVar[str]
+
+    def energy_joules(self, body: bytes) -> float:
+        """Read the answer of `energy_path`: joules since some moment of the engine's life. Raises `ValueError`."""
+        ...
+
+
 class EngineHint(Struct, frozen=True, kw_only=True):
-    """How a receiver knows which engine a request belongs to: pid, then service name, then type."""
+    """How a receiver knows which engine a request belongs to: pid or instance, then service name, then type and role.
+
+    A client knows the server that it called: address (name or IP, of the engine or this host) and port, and the model.
+    may_be_elsewhere: that server may be on another host; a request that fits no engine here is then left alone instead
+    of refused.
+    """
 
     engine: str = ""
     engine_type: str = ""
     pid: int | None = None
+    instance: str = ""
     service_name: str = ""
+    role: str = ""
+    address: str = ""
+    port: int | None = None
+    model: str = ""
+    may_be_elsewhere: bool = False
 
 
 class ReceivedRequest(Struct, frozen=True, kw_only=True):
@@ -319,6 +362,18 @@ class GrpcIngest(Protocol):
         ...
 
 
+@runtime_checkable
+class JoinsParts(Protocol):
+    """A receiver to which several processes each tell a part of one request: it holds parts until the others came."""
+
+    def overdue(self, now_ns: int) -> Received:
+        """What has waited too long for its other parts, as far as it is known. Runtime asks every second.
+
+        `now_ns` only goes forward.
+        """
+        ...
+
+
 class FollowSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     """Settings every receiver that follows files has.
 
@@ -357,6 +412,17 @@ class DrainSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     interval_seconds: Annotated[float, Meta(description="Time between two reads.")] = 5.0
 
 
+class PageRead(Struct, frozen=True, kw_only=True):
+    """When and of whom a page was read: the engine's name, and what the host's clocks showed as the answer was there.
+
+    unix_ns: the wall clock; steady_ns: CLOCK_MONOTONIC (clock_gettime(2)), by which engines on this host stamp.
+    """
+
+    engine: str
+    unix_ns: int
+    steady_ns: int
+
+
 @runtime_checkable
 class PageDrain(Protocol):
     """A receiver that asks an engine for finished requests; each answer empties the engine's queue.
@@ -369,11 +435,8 @@ class PageDrain(Protocol):
     engine_type: ClassVar[str]
     path: ClassVar[str]
 
-    def decode_page(self, body: bytes, engine: str, read_ns: int) -> Received:
-        """Turn an answer into requests of this engine; `read_ns` is when it was read, in Unix nanoseconds.
-
-        Raises `MalformedBodyError`.
-        """
+    def decode_page(self, body: bytes, read: PageRead, settings: DrainSettings) -> Received:
+        """Turn an answer into requests of that engine. Raises `MalformedBodyError`."""
         ...
 
 

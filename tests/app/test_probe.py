@@ -14,7 +14,7 @@ from jouled.app.runtime import probe as probe_module
 from jouled.app.runtime.probe import look, probe_all
 from jouled.model.device import Device, DeviceKind
 from jouled.model.errors import SourceError, SourceState
-from jouled.model.readings import EnergyReading, PowerReading
+from jouled.model.readings import DeviceStatus, EnergyReading, PowerReading
 
 
 class Good:
@@ -31,7 +31,8 @@ class Good:
         return self
 
     def read(self):
-        return [EnergyReading("a", 1, 5_000_000), PowerReading("b", 1, 7.0)]
+        status = DeviceStatus(device="a", t_ns=1, processes=(41, 42))
+        return [EnergyReading("a", 1, 5_000_000), PowerReading("b", 1, 7.0), status]
 
     def close(self):
         pass
@@ -93,6 +94,7 @@ def test_every_source_gets_its_answer_and_the_worst_ones_do_not_delay_the_rest(i
     assert [device.name for device in good.devices] == ["a", "b"]
     assert good.energies[0].microjoules == 5_000_000
     assert good.powers[0].watts == 7.0
+    assert good.processes == {"a": (41, 42)}
     assert good.read_seconds >= 0
     assert (denied.state, denied.reason, denied.message, denied.mend) == (
         SourceState.DENIED, "permission", "Not allowed", "chmod it",

@@ -10,8 +10,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jouled.app.runtime import recording_files
-from jouled.app.runtime.recording import Broken, Entry, Heading, RecordingError, Unknown, Writer, read
+from jouled.app.runtime.recording import files as recording_files
+from jouled.app.runtime.recording.recording import Broken, Entry, Heading, RecordingError, Unknown, Writer, read
 from jouled.model.device import Device, DeviceKind, Quality
 from jouled.model.engine import CounterSemantics, Engine, EngineSample, LatencyHistogram
 from jouled.model.errors import SourceState
@@ -64,6 +64,8 @@ items = st.one_of(
         devices=st.lists(names, max_size=3).map(tuple),
         role=names,
         version=texts,
+        kv_connector=texts,
+        speculation=texts,
         parameters=st.none() | watts,
         layers=maybe_counts,
         attention_width=st.none() | watts,
@@ -81,6 +83,7 @@ items = st.one_of(
         prompt_tokens=maybe_counts,
         requests_running=maybe_counts,
         cpu_seconds=st.none() | st.floats(0.0, 1e9),
+        reported_energy_joules=st.none() | st.floats(0.0, 1e9),
         latencies=st.dictionaries(
             st.sampled_from(["ttft", "tpot", "e2el"]),
             st.just(LatencyHistogram((0.1, 2.5), (1, 2, 3))) | st.just(LatencyHistogram((), (0,))),

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jouled.app.config.types import EngineConfig
-from jouled.app.runtime.recording_files import RecordingError
-from jouled.app.runtime.replay import MOST_UNKNOWN_TYPES, replay
+from jouled.app.runtime.recording.files import RecordingError
+from jouled.app.runtime.recording.replay import MOST_UNKNOWN_TYPES, replay
 from jouled.model.parameters import Parameters, Slo
 
 T0 = 1_700_000_000_000_000_000

@@ -16,7 +16,7 @@ from bench.oracle.score import conserved, judge, wmape
 from bench.oracle.trial import estimate
 from msgspec import structs
 
-from jouled.app.runtime.recording import Broken, read
+from jouled.app.runtime.recording.recording import Broken, read
 
 BY_NAME = {case.name: case for case in CASES}
 ENERGY = Curve([0.0, 10.0], [0.0, 1_000.0])

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from bench.recordings import Arrival, items, poisson, trace, write
 
-from jouled.app.runtime.recording import Entry
-from jouled.app.runtime.replay import drive, replay
+from jouled.app.runtime.recording.recording import Entry
+from jouled.app.runtime.recording.replay import drive, replay
 from jouled.core.pipeline import Pipeline
 from jouled.model.engine import EngineSample
 from jouled.model.parameters import Parameters

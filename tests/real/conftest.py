@@ -1,5 +1,7 @@
 """The one run that all checks of this folder look at, and the table of what they found."""
 
+from pathlib import Path
+
 import pytest
 from tests.real.scenario import Observed, observe
 
@@ -7,9 +9,9 @@ _FIGURES = pytest.StashKey[dict[str, object]]()
 
 
 @pytest.fixture(scope="session")
-def observed(tmp_path_factory: pytest.TempPathFactory) -> Observed:
+def observed(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Observed:
     """The whole run, some eight minutes."""
-    return observe(tmp_path_factory.mktemp("real"))
+    return observe(tmp_path_factory.mktemp("real"), wheel)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import urllib.request
 from pathlib import Path
 
 from tests.support.live import Page, wait_for
-from tests.support.tools import REPOSITORY, free_port
+from tests.support.tools import REPOSITORY, free_port, run
 
 ENGINE_VENV = REPOSITORY / ".venv-engine"
 MODEL_LENGTH_TOKENS = 32768
@@ -16,15 +16,33 @@ START_TIMEOUT_SECONDS = 300.0
 """156 s were seen on two busy cores with compilation; without it 30 s are usual."""
 
 
-class RealEngine:
-    """`vllm serve` as a child process that sends its spans to `traces_url`."""
+def install_plugin(wheel: Path) -> tuple[set[str], set[str]]:
+    """Install jouled's wheel beside vLLM and nothing else; all packages with their versions, before and after."""
+    pip: list[str | Path] = [ENGINE_VENV / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--no-input"]
 
-    def __init__(self, name: str, traces_url: str, log: Path) -> None:
+    def packages() -> set[str]:
+        return set(run([*pip, "list", "--format", "freeze"], timeout_seconds=60).stdout.splitlines())
+
+    run([*pip, "uninstall", "--yes", "jouled"], timeout_seconds=60)
+    before = packages()
+    installed = run([*pip, "install", "--no-deps", "--no-index", wheel], timeout_seconds=60)
+    assert installed.returncode == 0, installed.stdout
+    return before, packages()
+
+
+class RealEngine:
+    """`vllm serve` as a child process: its spans go to `traces_url`, its stat-logger plug-in sends to `socket`.
+
+    traces_url: empty, no spans.
+    """
+
+    def __init__(self, name: str, traces_url: str, socket: Path, log: Path) -> None:
         self.name = name
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         self._traces_url = traces_url
+        self._socket = socket
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -39,20 +57,25 @@ class RealEngine:
             "--served-model-name",
             "tiny",
             "--enforce-eager",
+            "--enable-prompt-tokens-details",
         ]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--otlp-traces-endpoint", self._traces_url]
+        command += ["--host", "127.0.0.1", "--port", str(self.port)]
+        if self._traces_url:
+            command += ["--otlp-traces-endpoint", self._traces_url]
         command += ["--max-model-len", str(MODEL_LENGTH_TOKENS), "--max-num-seqs", str(CONCURRENT_SEQUENCES)]
         with self.log.open("wb") as log:
             # A session of its own, so that the engine's worker processes can be stopped with it.
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=self._environment(), start_new_session=True
+                command, stdout=log, stderr=log, env=self.environment(), start_new_session=True
             )
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """The variables that it runs with."""
         return {
             **os.environ,
             "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
             "OTEL_SERVICE_NAME": self.name,
+            "JOULED_SOCKET": str(self._socket),
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CACHE_ROOT": str(ENGINE_VENV / "cache"),
             "VLLM_NO_USAGE_STATS": "1",

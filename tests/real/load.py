@@ -31,6 +31,7 @@ class Sent:
     ask: Ask
     response_id: str = ""
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     generation_tokens: int = 0
     aborted: bool = False
     started_s: float = field(default_factory=time.monotonic)
@@ -48,6 +49,7 @@ class Sent:
         if usage := chunk.get("usage"):
             self.prompt_tokens = usage["prompt_tokens"]
             self.generation_tokens = usage["completion_tokens"]
+            self.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
 
 
 def make_asks(prefix: str, count: int, seed: int, abort_every: int = 0) -> list[Ask]:

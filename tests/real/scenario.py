@@ -1,4 +1,8 @@
-"""One run of the daemon beside a real engine: start both, send the load, wait for final receipts, look at the books."""
+"""One run beside a real engine: start all, send the load, wait for final receipts, look at the books.
+
+Two daemons watch the engine. One is told by spans alone and passes them on; the other, which all checks look at, is
+told twice: by these spans and by the plug-in in the engine.
+"""
 
 import asyncio
 import sys
@@ -10,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from tests.real.engine import RealEngine
+from tests.real.engine import RealEngine, install_plugin
 from tests.real.load import Ask, Sent, make_asks, send_all
 from tests.support.live import LiveDaemon, Page, wait_for
 from tests.support.tools import free_port
@@ -42,11 +46,21 @@ type = "vllm"
 url = "{url}"
 devices = ["cpu_estimate"]
 """
+FORWARD = """
+[requests.otlp]
+forward = "{url}/v1/traces"
+"""
 
 
 @dataclass
 class Observed:
-    """What was seen: by the clients, on the engine's page, in the daemon's receipts and books."""
+    """What was seen: by the clients, on the engine's page, in the daemon's receipts and books.
+
+    packages: of the engine's environment, before and after the plug-in was installed. span_receipts: of the daemon that
+    was told by spans alone; span_page: its last page.
+    """
+
+    packages: tuple[set[str], set[str]] = field(default_factory=lambda: (set(), set()))
 
     warm_up: list[Sent] = field(default_factory=list)
     steady: list[Sent] = field(default_factory=list)
@@ -55,6 +69,8 @@ class Observed:
     receipts: dict[str, dict[str, Any]] = field(default_factory=dict)
     late_leavers: dict[str, dict[str, Any]] = field(default_factory=dict)
     bare_receipts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    span_receipts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    span_page: Page = field(default_factory=lambda: Page(""))
     engine_pages: dict[str, Page] = field(default_factory=dict)
     daemon_pages: dict[str, Page] = field(default_factory=dict)
     snapshot: dict[str, Any] = field(default_factory=dict)
@@ -85,32 +101,42 @@ class Observed:
         return round(self.engine_pages[end].total(metric) - self.engine_pages[start].total(metric))
 
 
-def observe(folder: Path) -> Observed:
-    """Run the whole scenario; logs and state of both processes stay in `folder`."""
-    port = free_port()
-    engine = RealEngine(ENGINE_NAME, f"http://127.0.0.1:{port}/v1/traces", folder / "engine.log")
-    configuration = folder / "config.toml"
-    configuration.write_text(
-        CONFIGURATION.format(port=port, state=folder / "state", name=ENGINE_NAME, url=engine.url), encoding="utf-8"
-    )
-    command: list[str | Path] = [Path(sys.executable).parent / "jouled", "run", "--config", configuration]
-    daemon = LiveDaemon(command, port, folder / "daemon.log", {})
-    observed = Observed()
+def observe(folder: Path, wheel: Path) -> Observed:
+    """Run the whole scenario; logs and state of all processes stay in `folder`. `wheel`: jouled's."""
+    observed = Observed(packages=install_plugin(wheel))
+    port, spans_port = free_port(), free_port()
+    traces_url = f"http://127.0.0.1:{spans_port}/v1/traces"
+    engine = RealEngine(ENGINE_NAME, traces_url, folder / "both" / "vllm.sock", folder / "engine.log")
+    daemon = _daemon(folder / "both", port, engine.url)
+    by_spans = _daemon(folder / "spans", spans_port, engine.url, FORWARD.format(url=daemon.url))
     try:
         engine.start()
         daemon.start()
+        by_spans.start()
         engine.wait_until_ready()
         _wait_until_met(daemon)
+        _wait_until_met(by_spans)
         _look("start", observed, engine, daemon)
         asyncio.run(_send_load(observed, engine))
         _wait_for_final_receipts(observed, daemon)
         _wait_for_books(observed, daemon)
+        _look_at_spans(observed, by_spans)
         observed.snapshot = daemon.json("/api/v1/snapshot")
         _look("end", observed, engine, daemon)
     finally:
+        by_spans.stop()
         daemon.stop()
         engine.stop()
     return observed
+
+
+def _daemon(state: Path, port: int, engine_url: str, more: str = "") -> LiveDaemon:
+    state.mkdir()
+    configuration = state.with_suffix(".toml")
+    text = CONFIGURATION.format(port=port, state=state, name=ENGINE_NAME, url=engine_url)
+    configuration.write_text(text + more, encoding="utf-8")
+    command: list[str | Path] = [Path(sys.executable).parent / "jouled", "run", "--config", configuration]
+    return LiveDaemon(command, port, state.with_suffix(".log"), {})
 
 
 def _wait_until_met(daemon: LiveDaemon) -> None:
@@ -131,6 +157,21 @@ def _shows_engine(daemon: LiveDaemon, name: str) -> bool:
 def _look(when: str, observed: Observed, engine: RealEngine, daemon: LiveDaemon) -> None:
     observed.engine_pages[when] = engine.page()
     observed.daemon_pages[when] = daemon.page()
+
+
+def _look_at_spans(observed: Observed, by_spans: LiveDaemon) -> None:
+    """The other daemon heard of the same requests at the same time: its receipts are final, too, or nearly."""
+
+    def all_there() -> bool:
+        for response_id in observed.receipts.keys() - observed.span_receipts.keys():
+            receipt = by_spans.receipt(response_id)
+            if receipt is not None and not receipt["provisional"]:
+                observed.span_receipts[response_id] = receipt
+        return observed.receipts.keys() == observed.span_receipts.keys()
+
+    with suppress(TimeoutError):
+        wait_for(all_there, 60, "no final receipt of a span", every_seconds=2.0)
+    observed.span_page = by_spans.page()
 
 
 async def _send_load(observed: Observed, engine: RealEngine) -> None:

@@ -13,6 +13,9 @@ pytestmark = [pytest.mark.real_engine, pytest.mark.timeout(1800)]
 OWNERS = ("prefill", "decode", "resident", "unreported", "idle", "unattributed", "downtime")
 Figures = dict[str, object]
 
+SAME_MOMENT_NS = 2_000
+"""A microsecond for the floats of Unix seconds on each side."""
+
 
 def microjoules(joules: float) -> int:
     return round(joules * 1e6)
@@ -64,6 +67,47 @@ def test_every_finished_request_has_a_final_receipt_with_the_engines_own_tokens(
         for receipt in observed.receipts.values()
     )
     assert wrong == []
+
+
+def test_the_plugin_changes_no_other_package_of_the_engine(observed: Observed) -> None:
+    before, after = observed.packages
+    assert before < after
+    assert {package.partition("==")[0] for package in after - before} == {"jouled"}
+
+
+def test_both_paths_tell_the_same_of_each_request(observed: Observed, figures: Figures) -> None:
+    """Tokens and outcomes are equal, moments within the rounding of Unix seconds as floats."""
+    pairs = [(observed.span_receipts[name], observed.receipts[name]) for name in observed.receipts]
+    for told in ("prompt_tokens", "generation_tokens", "outcome"):
+        assert [pair for pair in pairs if pair[0][told] != pair[1][told]] == []
+    for moment in ("arrival_ns", "scheduled_ns", "first_token_ns", "last_token_ns"):
+        off_ns = max(abs(span[moment] - both[moment]) for span, both in pairs)
+        figures[f"{moment}: plug-in and span differ by"] = f"{off_ns / 1000:.1f} µs at most"
+        assert off_ns <= SAME_MOMENT_NS
+
+
+def test_both_daemons_share_the_energy_alike(observed: Observed, figures: Figures) -> None:
+    """Each has its own samples of the same machine."""
+    by_spans = sum(receipt["joules"] for receipt in observed.span_receipts.values())
+    by_both = sum(observed.receipts[name]["joules"] for name in observed.span_receipts)
+    figures["joules by spans alone, by both"] = f"{by_spans:.1f}, {by_both:.1f}"
+    assert abs(by_both / by_spans - 1) < 0.10
+
+
+def test_requests_told_twice_count_once(observed: Observed) -> None:
+    page = observed.daemon_pages["end"]
+    for metric in ("jouled_requests_total", "jouled_request_tokens_total"):
+        assert page.total(metric, engine=ENGINE_NAME) == observed.span_page.total(metric, engine=ENGINE_NAME)
+    refused = {series: value for series, value in page.values.items() if "rejected_events_total{" in series and value}
+    assert refused == {}
+
+
+def test_cached_tokens_come_from_the_plugin_as_the_client_was_told(observed: Observed, figures: Figures) -> None:
+    cached = {sent.response_id: sent.cached_tokens for sent in observed.finished}
+    figures["requests with cached tokens"] = sum(map(bool, cached.values()))
+    assert any(cached.values())
+    assert {name: receipt["cached_prompt_tokens"] for name, receipt in observed.receipts.items()} == cached
+    assert {receipt["cached_prompt_tokens"] for receipt in observed.span_receipts.values()} == {None}
 
 
 def test_receipts_are_found_by_the_clients_own_request_id(observed: Observed) -> None:

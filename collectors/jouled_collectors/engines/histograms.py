@@ -13,11 +13,12 @@ _BOUNDS_KEPT = 1024
 
 
 class HistogramReader:
-    """Reads one histogram of an engine whose metrics begin with `prefix`, followed by `:` or `_`."""
+    """Reads one histogram of an engine whose metrics begin with `prefix`, followed by `:` or `_`, or with none."""
 
     def __init__(self, prefix: str, name: str) -> None:
         self._name = name
-        starts = [f"\n{prefix}{separator}{name}_bucket".encode() for separator in ":_"]
+        begins = [f"{prefix}{separator}" for separator in ":_"] if prefix else [""]
+        starts = [f"\n{begin}{name}_bucket".encode() for begin in begins]
         self._patterns = [(start, re.compile(re.escape(start) + _BUCKET)) for start in starts]
 
     def read(self, body: bytes) -> LatencyHistogram | None:

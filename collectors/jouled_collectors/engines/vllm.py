@@ -6,14 +6,18 @@ from typing import ClassVar
 
 from msgspec import Struct
 
-from jouled.api import EnginePage
+from jouled.api import EngineFacts, EnginePage
 from jouled.model.engine import CounterSemantics, Latency, LatencyHistogram
-from jouled_collectors.engines import answers, command_line
+from jouled_collectors.engines import answers, command_line, facts
 from jouled_collectors.engines.exposition import PageReader, Series, total
 from jouled_collectors.engines.histograms import HistogramReader
 
 _SERVERS = ("vllm.entrypoints.openai.api_server", "vllm/entrypoints/openai/api_server.py")
 _COMMANDS = ("vllm", "vllm.entrypoints.cli.main")
+_TENSOR_PARALLEL = ("--tensor-parallel-size", "-tp")
+_DATA_PARALLEL = ("--data-parallel-size", "-dp")
+_PREFILL_CONTEXT = ("--prefill-context-parallel-size", "-pcp")
+_DECODE_CONTEXT = ("--decode-context-parallel-size", "-dcp")
 
 # `vllm:iteration_tokens_total` is a histogram despite its name; it sees one observation per engine step.
 _READER = PageReader(
@@ -26,6 +30,10 @@ _READER = PageReader(
         "iteration_tokens_total_count",
         "num_requests_running",
         "num_requests_waiting",
+        "request_success",
+        "nixl_num_failed_transfers",
+        "mooncake_num_failed_transfers",
+        "umbp_transfer_submitted",
     ),
 )
 # One observation a request each. `inter_token_latency_seconds` has one a token: it says nothing of a request's mean.
@@ -35,7 +43,14 @@ _LATENCIES: Mapping[Latency, HistogramReader] = {
     "tpot": HistogramReader("vllm", "request_time_per_output_token_seconds"),
     "e2el": HistogramReader("vllm", "e2e_request_latency_seconds"),
 }
-_CACHE_SOURCES = ("local_cache_hit", "external_kv_transfer")
+# A connector's families are on the page from the start, and only while it is active. Nothing there tells the role:
+# `num_requests_kv_fetch_by_stage` is shown by `kv_consumer` and by `kv_both` alike.
+_CONNECTOR_FAMILIES = {
+    "nixl_num_failed_transfers": "nixl",
+    "mooncake_num_failed_transfers": "mooncake",
+    "umbp_transfer_submitted": "mori",
+}
+_TRANSFERRED = "external_kv_transfer"
 
 
 class _Version(Struct):
@@ -76,12 +91,43 @@ class VllmCollector:
         families = _READER.read(body)
         return EnginePage(
             model=_model(families),
+            facts=EngineFacts(kv_connector=_connector(families)),
             steps=total(families.get("iteration_tokens_total_count")),
             prompt_tokens=total(families.get("prompt_tokens")),
             cached_prompt_tokens=_cached(families),
+            transferred_prompt_tokens=_by_source(families, _TRANSFERRED),
             generation_tokens=total(families.get("generation_tokens")),
             requests_running=total(families.get("num_requests_running")),
             requests_waiting=total(families.get("num_requests_waiting")),
+            requests_finished=total(families.get("request_success")),
+        )
+
+    def facts(self, argv: Sequence[str], environ: Mapping[str, str]) -> EngineFacts:
+        """What `vllm serve` was started with, as vLLM 0.33.0 spells it; a file of `--config` is not read.
+
+        Expert parallelism has no size of its own: it spans the tensor and data parallel ranks.
+        """
+        _, arguments = command_line.program(argv)
+        model = command_line.positional(arguments[1:]) if arguments[:1] == ["serve"] else ""
+        tp, dp = command_line.size(argv, *_TENSOR_PARALLEL), command_line.size(argv, *_DATA_PARALLEL)
+        cp = [command_line.size(argv, *names) for names in (_PREFILL_CONTEXT, _DECODE_CONTEXT)]
+        kv_connector, role = facts.kv_transfer(command_line.json_option(argv, "--kv-transfer-config"))
+        return EngineFacts(
+            model=command_line.option(argv, "--served-model-name") or command_line.option(argv, "--model") or model,
+            role=role,
+            precision=facts.precision(
+                command_line.option(argv, "--dtype"), command_line.option(argv, "--quantization", "-q")
+            ),
+            parallelism=facts.parallelism(
+                dp=dp,
+                ep=tp * dp if command_line.has_flag(argv, "--enable-expert-parallel", "-ep") else 1,
+                pp=command_line.size(argv, "--pipeline-parallel-size", "-pp"),
+                cp=max(cp),
+                tp=tp,
+            ),
+            kv_connector=kv_connector,
+            speculation=facts.speculation(command_line.json_option(argv, "--speculative-config", "-sc")),
+            device_mask=command_line.device_mask(environ),
         )
 
     def latencies(self, body: bytes, wanted: Collection[Latency]) -> Mapping[Latency, LatencyHistogram]:
@@ -97,8 +143,15 @@ class VllmCollector:
 def _cached(families: Mapping[str, Sequence[Series]]) -> int | None:
     if "prompt_tokens_cached" in families:
         return total(families["prompt_tokens_cached"])
-    by_source = families.get("prompt_tokens_by_source", ())
-    return total([series for series in by_source if series.labels.get("source") in _CACHE_SOURCES])
+    return _by_source(families, "local_cache_hit", _TRANSFERRED)
+
+
+def _by_source(families: Mapping[str, Sequence[Series]], *sources: str) -> int | None:
+    return total([each for each in families.get("prompt_tokens_by_source", ()) if each.labels.get("source") in sources])
+
+
+def _connector(families: Mapping[str, Sequence[Series]]) -> str:
+    return next((name for family, name in _CONNECTOR_FAMILIES.items() if family in families), "")
 
 
 def _model(families: Mapping[str, Sequence[Series]]) -> str:

@@ -6,11 +6,12 @@ One record is an object with the fields of a recording's `request` line, times i
      "first_token_ns": 1795423132993842461, "last_token_ns": 1795423133035762884,
      "prompt_tokens": 192, "generation_tokens": 8}
 
-`engine` may be left out where there is only one engine. A sender that measured durations gives `ttft_seconds` in
-place of `first_token_ns`, and `e2e_seconds` in place of `last_token_ns`. Optional: scheduled_ns, cached_prompt_tokens,
-outcome, trace_id, span_id, tenant, adapter, preemptions. `"type": "request_start"` with id and arrival_ns tells of a
-request in flight. `seen_ns`, which recordings have, is allowed and left out: the daemon stamps what it sees itself.
-Every other field is refused, text of prompts and answers above all.
+`engine` may be left out where there is only one engine. A gateway that knows no names of jouled's gives `server`, the
+`HOST:PORT` that it called, and `model`: what it sent to an engine elsewhere is left alone. A sender that measured
+durations gives `ttft_seconds` in place of `first_token_ns`, and `e2e_seconds` in place of `last_token_ns`. Optional:
+scheduled_ns, cached_prompt_tokens, outcome, trace_id, span_id, tenant, adapter, preemptions. `"type": "request_start"`
+with id and arrival_ns tells of a request in flight. `seen_ns`, which recordings have, is allowed and left out: the
+daemon stamps what it sees itself. Every other field is refused, text of prompts and answers above all.
 """
 
 import io
@@ -42,6 +43,7 @@ _LINE_TYPES = ("application/x-ndjson", "application/jsonl")
 _ELEMENTS_DEPTH = 1
 _LONGEST_SPAN_SECONDS = 1e9
 _LONGEST_MESSAGE = 300
+_LARGEST_PORT = 65_535
 
 # How msgspec words these two faults; a change of its wording fails this receiver's tests.
 _FIELD_FAULT = re.compile(r"^Object (missing required|contains unknown) field `(.*?)`", re.DOTALL)
@@ -71,6 +73,8 @@ class _Request(Struct, forbid_unknown_fields=True, kw_only=True):
     adapter: str = ""
     preemptions: int = 0
     seen_ns: int | None = None
+    server: str = ""
+    model: str = ""
 
 
 class _Start(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -107,11 +111,14 @@ class HttpEventsReceiver:
     def respond(self, received: Received, content_type: str) -> tuple[bytes, Mapping[str, str]]:  # noqa: ARG002  # one answer for both
         """`{"accepted": 2, "rejected": [{"position": "line 3", "reason": …, "message": …}]}`.
 
-        Beyond the first hundred refusals there is `"more_rejected": {"wrong_type": 4711}`.
+        Beyond the first hundred refusals there is `"more_rejected": {"wrong_type": 4711}`, and `"ignored": 3` where
+        requests went to servers elsewhere.
         """
         answer: dict[str, object] = {"accepted": len(received.requests), "rejected": received.rejected}
         if received.more_rejected:
             answer["more_rejected"] = received.more_rejected
+        if received.ignored:
+            answer["ignored"] = received.ignored
         return msgspec.json.encode(answer), {"Content-Type": "application/json"}
 
 
@@ -140,7 +147,7 @@ def _read(record: bytes | msgspec.Raw, position: str) -> ReceivedRequest:
         request = _decode(record, _Request)
         event = _event(request)
         check_request(event)
-        return ReceivedRequest(event=event, hint=EngineHint(engine=request.engine), position=position)
+        return ReceivedRequest(event=event, hint=_hint(request), position=position)
     if kind == "request_start":
         start = _decode(record, _Start)
         started = RequestStart(engine=start.engine, id=start.id, arrival_ns=start.arrival_ns)
@@ -167,6 +174,15 @@ def _event(request: _Request) -> RequestEvent:
         adapter=request.adapter,
         preemptions=request.preemptions,
     )
+
+
+def _hint(request: _Request) -> EngineHint:
+    if not request.server or request.engine:
+        return EngineHint(engine=request.engine)
+    address, _, port = request.server.rpartition(":")
+    if not (address and port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) <= _LARGEST_PORT):
+        raise RefusedError("bad_server", "not of the form HOST:PORT - at `$.server`")
+    return EngineHint(address=address.strip("[]"), port=int(port), model=request.model, may_be_elsewhere=True)
 
 
 def _instant(request: _Request, time_field: str, span_field: str) -> int:

@@ -9,6 +9,7 @@ import base64
 import binascii
 import re
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -16,7 +17,9 @@ from msgspec import Raw, Struct
 from jouled.api import Rejected
 from jouled_collectors.requests import json_body
 from jouled_collectors.requests.checks import RefusedError
-from jouled_collectors.requests.spans import Span, SpanBatch, Value, position
+from jouled_collectors.requests.spans import Span, SpanBatch, Value, Wanted, position
+
+T = TypeVar("T")
 
 _TRACE_ID_BYTES = 16
 _SPAN_ID_BYTES = 8
@@ -24,6 +27,7 @@ _SPANS_DEPTH = 6  # {resourceSpans: [{scopeSpans: [{spans: [
 _MOST_COMMAS = 10_000  # in one span; those of vLLM have some fifty
 _INTEGER = re.compile("-?[0-9]{1,20}")
 _LARGEST_INTEGER = 2**64 - 1
+_NULL = Raw(b"null")
 _STATUS_ERROR = (2, "STATUS_CODE_ERROR")
 
 
@@ -45,7 +49,7 @@ class _AnyValue(Struct, rename="camel"):
 
 class _KeyValue(Struct):
     key: str = ""
-    value: _AnyValue | None = None
+    value: Raw = _NULL
 
 
 class _Resource(Struct):
@@ -70,6 +74,7 @@ class _Span(Struct, rename="camel"):
 
 
 class _ScopeSpans(Struct):
+    scope: _Name | None = None
     spans: list[Raw] | None = None
 
 
@@ -82,17 +87,18 @@ class _Request(Struct, rename="camel"):
     resource_spans: list[_ResourceSpans] | None = None
 
 
-def read_spans(body: bytes, wanted: str) -> SpanBatch:
-    """Read the spans of the wanted name; one that is broken is refused alone. Raises `MalformedBodyError`."""
+def read_spans(body: bytes, wanted: Wanted) -> SpanBatch:
+    """Read the spans of wanted names; one that is broken is refused alone. Raises `MalformedBodyError`."""
     json_body.check_records(body, _SPANS_DEPTH)
     request = json_body.decode(body, _Request)
     batch = SpanBatch()
     for i, resource_spans in enumerate(request.resource_spans or ()):
-        resource = _resource(resource_spans.resource)
+        resource = _resource(resource_spans.resource, wanted.resource)
         for j, scope_spans in enumerate(resource_spans.scope_spans or ()):
+            scope = (scope_spans.scope and scope_spans.scope.name) or ""
             for k, raw in enumerate(scope_spans.spans or ()):
                 try:
-                    span = _span(raw, wanted, resource)
+                    span = _span(raw, wanted, scope, resource)
                 except RefusedError as error:
                     batch.rejected.add(Rejected(position(i, j, k), error.reason, str(error)))
                 else:
@@ -103,36 +109,43 @@ def read_spans(body: bytes, wanted: str) -> SpanBatch:
     return batch
 
 
-def _resource(resource: _Resource | None) -> dict[str, Value]:
+def _resource(resource: _Resource | None, keys: frozenset[str]) -> dict[str, Value]:
     """The resource's attributes; one with a broken number is as good as not there: it is only a hint."""
     values = {}
     for attribute in (resource and resource.attributes) or ():
         try:
-            values.update(_values([attribute]))
+            values.update(_values([attribute], keys))
         except RefusedError:
             continue
     return values
 
 
-def _span(raw: Raw, wanted: str, resource: dict[str, Value]) -> Span | None:
-    """Read a span, or only its name if that is not the wanted one."""
-    try:
-        if msgspec.json.decode(raw, type=_Name).name != wanted:
-            return None
-        if bytes(raw).count(b",") > _MOST_COMMAS:
-            raise RefusedError("bad_span", f"the span holds more than {_MOST_COMMAS} values")
-        span = msgspec.json.decode(raw, type=_Span)
-    except (ValueError, RecursionError) as error:
-        raise RefusedError("bad_span", str(error)) from None
+def _span(raw: Raw, wanted: Wanted, scope: str, resource: dict[str, Value]) -> Span | None:
+    """Read a span, or only its name if nobody wants that."""
+    name = _decode(raw, _Name).name or ""
+    if not wanted.name(name):
+        return None
+    if bytes(raw).count(b",") > _MOST_COMMAS:
+        raise RefusedError("bad_span", f"the span holds more than {_MOST_COMMAS} values")
+    span = _decode(raw, _Span)
     return Span(
+        name=name,
+        scope=scope,
         trace_id=_hex_id(span.trace_id or "", _TRACE_ID_BYTES),
         span_id=_hex_id(span.span_id or "", _SPAN_ID_BYTES),
         start_ns=_integer(span.start_time_unix_nano or 0),
         end_ns=_integer(span.end_time_unix_nano or 0),
         failed=span.status is not None and span.status.code in _STATUS_ERROR,
-        attributes=_values(span.attributes or ()),
+        attributes=_values(span.attributes or (), wanted.attributes),
         resource=resource,
     )
+
+
+def _decode(raw: Raw, expected: type[T]) -> T:
+    try:
+        return msgspec.json.decode(raw, type=expected)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError("bad_span", str(error)) from None
 
 
 def _hex_id(text: str, size: int) -> str:
@@ -148,10 +161,13 @@ def _hex_id(text: str, size: int) -> str:
     return octets.hex()
 
 
-def _values(attributes: Sequence[_KeyValue]) -> dict[str, Value]:
+def _values(attributes: Sequence[_KeyValue], keys: frozenset[str]) -> dict[str, Value]:
+    """Those of these keys; of all others nothing but the key is looked at."""
     values = {}
     for attribute in attributes:
-        value = _value(attribute.value) if attribute.value is not None else None
+        if attribute.key not in keys:
+            continue
+        value = _value(_decode(attribute.value, _AnyValue)) if attribute.value != _NULL else None
         if value is not None:
             values[attribute.key] = value
     return values

@@ -1,6 +1,6 @@
 """OTLP traces in protobuf (`ExportTraceServiceRequest`)."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from google.protobuf.message import DecodeError, Message
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -12,7 +12,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 from jouled.api import MOST_RECORDS, MalformedBodyError, Rejected, TooManyRecordsError
-from jouled_collectors.requests.spans import Span, SpanBatch, Value, position
+from jouled_collectors.requests.spans import Span, SpanBatch, Value, Wanted, position
 
 _TRACE_ID_BYTES = 16
 _SPAN_ID_BYTES = 8
@@ -30,8 +30,8 @@ _LEVELS: Sequence[tuple[str, int, type[Message]]] = (
 )
 
 
-def read_spans(body: bytes, wanted: str) -> SpanBatch:
-    """Read the spans of the wanted name. Raises `MalformedBodyError` with the innermost message that is broken."""
+def read_spans(body: bytes, wanted: Wanted) -> SpanBatch:
+    """Read the spans of wanted names. Raises `MalformedBodyError` with the innermost message that is broken."""
     _check_records(body)
     try:
         request = ExportTraceServiceRequest.FromString(body)
@@ -39,15 +39,16 @@ def read_spans(body: bytes, wanted: str) -> SpanBatch:
         raise MalformedBodyError("The body is no OTLP trace export in protobuf", _fault(body)) from None
     batch = SpanBatch()
     for i, resource_spans in enumerate(request.resource_spans):
-        resource = _values(resource_spans.resource.attributes)
+        resource = _values(resource_spans.resource.attributes, wanted.resource)
         for j, scope_spans in enumerate(resource_spans.scope_spans):
             for k, span in enumerate(scope_spans.spans):
-                if span.name != wanted:
+                if not wanted.name(span.name):
                     batch.ignored += 1
                 elif not _ids_are_whole(span):
                     batch.rejected.add(Rejected(position(i, j, k), "bad_id", "a trace or span id of wrong length"))
                 else:
-                    batch.wanted.append((position(i, j, k), _span(span, resource)))
+                    attributes = _values(span.attributes, wanted.attributes)
+                    batch.wanted.append((position(i, j, k), _span(span, scope_spans.scope.name, attributes, resource)))
     return batch
 
 
@@ -95,24 +96,27 @@ def _ids_are_whole(span: trace_pb2.Span) -> bool:
     return len(span.trace_id) in {0, _TRACE_ID_BYTES} and len(span.span_id) in {0, _SPAN_ID_BYTES}
 
 
-def _span(span: trace_pb2.Span, resource: dict[str, Value]) -> Span:
+def _span(span: trace_pb2.Span, scope: str, attributes: Mapping[str, Value], resource: Mapping[str, Value]) -> Span:
     return Span(
+        name=span.name,
+        scope=scope,
         trace_id=span.trace_id.hex(),
         span_id=span.span_id.hex(),
         start_ns=span.start_time_unix_nano,
         end_ns=span.end_time_unix_nano,
         failed=span.status.code == trace_pb2.Status.STATUS_CODE_ERROR,
-        attributes=_values(span.attributes),
+        attributes=attributes,
         resource=resource,
     )
 
 
-def _values(attributes: Iterable[KeyValue]) -> dict[str, Value]:
+def _values(attributes: Iterable[KeyValue], keys: frozenset[str]) -> dict[str, Value]:
+    """Those of these keys; of all others nothing but the key is looked at."""
     values = {}
     for attribute in attributes:
-        value = _value(attribute.value)
-        if value is not None:
-            values[attribute.key] = value
+        key = attribute.key
+        if key in keys and (value := _value(attribute.value)) is not None:
+            values[key] = value
     return values
 
 

@@ -2,7 +2,7 @@
 
 from msgspec.structs import fields, replace
 
-from jouled.model.engine import ENGINE_SIZES, Engine
+from jouled.model.engine import ENGINE_FACTS, ENGINE_SIZES, Engine
 from jouled.model.units import nanoseconds
 
 RETURN_NS = nanoseconds(60.0)
@@ -10,7 +10,7 @@ RETURN_NS = nanoseconds(60.0)
 KEEP_NS = nanoseconds(24 * 3600.0)
 """No request lasts longer than a day."""
 
-_TOLD_LATER = frozenset({"model", "version", "precision", "parallelism", "driver", *ENGINE_SIZES})
+_TOLD_LATER = frozenset({*ENGINE_FACTS, *ENGINE_SIZES}) - {"role"}
 
 
 class Absences:

@@ -1,10 +1,12 @@
 """Which request events are taken: sound ones, each once."""
 
+import struct
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 
-from jouled.core.attribution.by_request import SAME_ARRIVAL_NS
+from jouled.core.attribution.by_request import SAME_ARRIVAL_NS, bare_id
+from jouled.core.attribution.tellings import is_same
 from jouled.model.receipt import Receipt
 from jouled.model.requests import RequestEvent, RequestStart
 from jouled.model.units import nanoseconds
@@ -15,47 +17,56 @@ FUTURE_MAX_NS = nanoseconds(60.0)
 REMEMBER_NS = nanoseconds(1800.0)
 REMEMBER_MAX = 500_000
 GENERATION_NS = nanoseconds(300.0)
-_ENTRY = 2
+LATEST_NS = 1 << 62
+"""The year 2116: what is remembered of a request fits into 64 bits."""
+
+_ENTRY, _CONTENT = "<qqq", "<q"
 REMEMBER_PER_ID = 400
 """Of one id used for request after request: half an hour of a probe every 5 s. Each new one is held against all."""
+
+DUPLICATE, CONFLICT = "duplicate", "conflict"
+TOLD_OTHERWISE = "told_otherwise"
+"""The same tokens with other times or names: another telling of one request."""
 
 
 class _Remembered:
     """What is remembered of keys, by the time when it was seen, in generations that are forgotten whole.
 
-    One by one they would leave their holes in one table, which then grows by tens of megabytes at once.
+    One by one they would leave their holes in one table, which then grows by tens of megabytes at once. Keys are
+    hashes, of another seed in each process, and entries are packed: there may be half a million.
     """
 
-    def __init__(self, most: int) -> None:
-        """most: numbers that are held of one key."""
-        self._most = most
+    def __init__(self, entry: str, most: int) -> None:
+        """entry: format of one (`struct`); most: entries that are held of one key."""
+        self._entry = entry
+        self._most_bytes = most * struct.calcsize(entry)
         self._numbers: deque[int] = deque()
-        self._generations: deque[dict[tuple[str, ...], tuple[int, ...]]] = deque()
+        self._generations: deque[dict[int, bytes]] = deque()
         self._count = 0
 
     def __len__(self) -> int:
         """Keys, each counted once for every generation that has it."""
         return self._count
 
-    def get(self, key: tuple[str, ...]) -> tuple[int, ...]:
-        """The latest of a key, oldest first, as many as are to be held; empty if there is nothing."""
-        found: tuple[int, ...] = ()
+    def get(self, key: int) -> Iterator[tuple[int, ...]]:
+        """The latest entries of a key, oldest first, as many as are to be held."""
+        found = b""
         for generation in self._generations:
             here = generation.get(key)
             if here is not None:
-                found = (*found, *here) if found else here
-        return found[-self._most :]
+                found += here
+        return struct.iter_unpack(self._entry, found[-self._most_bytes :])
 
-    def add(self, key: tuple[str, ...], entry: tuple[int, ...], seen_ns: int) -> None:
+    def add(self, key: int, entry: tuple[int, ...], seen_ns: int) -> None:
         """Remember one more thing of a key."""
         number = seen_ns // GENERATION_NS
         if not self._numbers or number > self._numbers[-1]:
             self._numbers.append(number)
             self._generations.append({})
         newest = self._generations[-1]
-        before = newest.get(key)
+        packed, before = struct.pack(self._entry, *entry), newest.get(key)
         self._count += before is None
-        newest[key] = entry if before is None else (*before, *entry)[-self._most :]
+        newest[key] = packed if before is None else (before + packed)[-self._most_bytes :]
 
     def forget_before(self, limit_ns: int) -> None:
         """Forget generations that ended before, and the oldest beyond `REMEMBER_MAX` keys."""
@@ -68,12 +79,14 @@ class Admission:
     """Refuses unsound events and duplicates. Remembers half an hour of requests, half a million at most."""
 
     def __init__(self) -> None:
-        # Arrival and content of each request of an id, one behind the other: there may be half a million.
-        self._by_id = _Remembered(_ENTRY * REMEMBER_PER_ID)
-        self._by_span = _Remembered(1)
+        self._by_id = _Remembered(_ENTRY, REMEMBER_PER_ID)  # arrival, content and tokens of each request of an id
+        self._by_span = _Remembered(_CONTENT, 1)
 
     def refuse(self, event: RequestEvent, now_ns: int) -> str:
-        """The reason to refuse an event, or an empty string."""
+        """The reason to refuse an event, or an empty string.
+
+        `TOLD_OTHERWISE` and `CONFLICT` say that the request is known with other content.
+        """
         return unsound(event, now_ns) or self._repeated(event)
 
     @staticmethod
@@ -88,33 +101,32 @@ class Admission:
 
     def has_ended(self, start: RequestStart) -> bool:
         """Whether the end of a request was told before its start."""
-        seen = self._by_id.get((start.engine, start.id))
-        return any(abs(arrival_ns - start.arrival_ns) <= SAME_ARRIVAL_NS for arrival_ns in seen[::_ENTRY])
+        seen = self._by_id.get(_key(start))
+        return any(abs(arrival_ns - start.arrival_ns) <= SAME_ARRIVAL_NS for arrival_ns, *_ in seen)
 
     def remember(self, request: RequestEvent | Receipt) -> None:
-        """A request was taken before a restart: it is not taken again. Times are core time."""
-        self._keep((request.engine, request.id), request.arrival_ns, content_of(request), request.last_token_ns)
+        """A request was taken before: it is not taken again. Times are core time."""
+        content = content_of(request) if isinstance(request, RequestEvent) else 0
+        self._keep(request, content, request.last_token_ns)
 
-    def _keep(self, key: tuple[str, str], arrival_ns: int, content: int, seen_ns: int) -> None:
-        self._by_id.add(key, (arrival_ns, content), seen_ns)
+    def _keep(self, request: RequestEvent | Receipt, content: int, seen_ns: int) -> None:
+        entry = (request.arrival_ns, content, tokens_of(request))
+        self._by_id.add(_key(request), entry, seen_ns)
 
     def _repeated(self, event: RequestEvent) -> str:
         content = content_of(event)
         seen_ns = event.seen_ns if event.seen_ns > event.last_token_ns else event.last_token_ns
-        key = (event.engine, event.id)
-        seen = self._by_id.get(key)
-        for place in range(0, len(seen), _ENTRY):
-            if abs(seen[place] - event.arrival_ns) <= SAME_ARRIVAL_NS:
-                return "duplicate" if seen[place + 1] == content else "conflict"
+        if known := _known_as(self._by_id.get(_key(event)), event, content):
+            return known
         if event.trace_id and event.span_id:
             # Pools that share a request may tell of their halves under one span.
-            span_key = (event.engine, event.trace_id, event.span_id)
-            span = self._by_span.get(span_key)
-            if not span:
+            span_key = hash((event.engine, event.trace_id, event.span_id))
+            span = next(self._by_span.get(span_key), None)
+            if span is None:
                 self._by_span.add(span_key, (content,), seen_ns)
-            elif span[-1] != content:
-                return "conflict"
-        self._keep(key, event.arrival_ns, content, seen_ns)
+            elif span != (content,):
+                return CONFLICT
+        self._keep(event, content, seen_ns)
         return ""
 
     def forget_before(self, now_ns: int) -> None:
@@ -124,38 +136,74 @@ class Admission:
         self._by_span.forget_before(limit_ns)
 
 
-def content_of(request: RequestEvent | Receipt) -> int:
-    """A hash of what may not differ between two tellings of one request."""
-    return hash((request.first_token_ns, request.last_token_ns, request.prompt_tokens, request.generation_tokens))
+def _key(request: RequestEvent | RequestStart | Receipt) -> int:
+    return hash((request.engine, bare_id(request.id)))
+
+
+def _known_as(seen: Iterator[tuple[int, ...]], event: RequestEvent, content: int) -> str:
+    """What an event is beside those seen of its id: nothing yet, the same once more, or the same told otherwise."""
+    arrival_ns = event.arrival_ns
+    tellings = [entry for entry in seen if abs(entry[0] - arrival_ns) <= SAME_ARRIVAL_NS]
+    if not tellings:
+        return ""
+    if any(known == content for _, known, _ in tellings):
+        return DUPLICATE
+    return TOLD_OTHERWISE if any(tokens == tokens_of(event) for *_, tokens in tellings) else CONFLICT
+
+
+def tokens_of(request: RequestEvent | Receipt) -> int:
+    """A hash of what all tellings of one request have in common."""
+    return hash((request.prompt_tokens, request.generation_tokens))
+
+
+def content_of(event: RequestEvent) -> int:
+    """A hash of all that a telling says of its request; another one in another process."""
+    times = (event.scheduled_ns, event.first_token_ns, event.last_token_ns)
+    tokens = (event.prompt_tokens, event.generation_tokens, event.cached_prompt_tokens)
+    return hash((times, tokens, event.outcome, event.trace_id, event.tenant, event.adapter))
 
 
 class Waiting:
-    """Requests that ended and are not final, for provisional receipts."""
+    """Requests that ended and are not final, for provisional receipts; ids are bare ones."""
 
     def __init__(self) -> None:
         self._by_id: dict[str, list[RequestEvent]] = {}
 
     def add(self, event: RequestEvent) -> None:
         """A request has ended."""
-        known = self._by_id.get(event.id)
+        key = bare_id(event.id)
+        known = self._by_id.get(key)
         if known is None:
-            self._by_id[event.id] = [event]
+            self._by_id[key] = [event]
         else:
             known.append(event)
 
     def remove(self, event: RequestEvent) -> None:
         """A request is final."""
-        known = self._by_id.get(event.id, ())
+        key = bare_id(event.id)
+        known = self._by_id.get(key, ())
         if len(known) <= 1:
             if known and known[0] is event:
-                del self._by_id[event.id]
+                del self._by_id[key]
             return
-        self._by_id[event.id] = [other for other in known if other is not event]
+        self._by_id[key] = [other for other in known if other is not event]
+
+    def told_again(self, event: RequestEvent) -> RequestEvent | None:
+        """The request of which this event tells once more; `None` if it is final or was never there."""
+        for known in self._by_id.get(bare_id(event.id), ()):
+            if known.engine == event.engine and is_same(known, event):
+                return known
+        return None
+
+    def replace(self, known: RequestEvent, amended: RequestEvent) -> None:
+        """More is known of a request."""
+        events = self._by_id[bare_id(known.id)]
+        events[:] = [amended if event is known else event for event in events]
 
     def remove_engine(self, engine: str) -> None:
         """Requests of an engine will not become final."""
         for events in list(self._by_id.values()):
-            for event in events:
+            for event in list(events):
                 if event.engine == engine:
                     self.remove(event)
 
@@ -163,8 +211,8 @@ class Waiting:
         return (event for events in self._by_id.values() for event in events)
 
     def find(self, request_id: str) -> RequestEvent | None:
-        """The newest one under this id."""
-        events = self._by_id.get(request_id)
+        """The newest one under this id, with the prefix of a response or without."""
+        events = self._by_id.get(bare_id(request_id))
         return events[-1] if events else None
 
     def newest(self, count: int) -> list[RequestEvent]:
@@ -188,4 +236,4 @@ def unsound(event: RequestEvent, now_ns: int) -> str:  # noqa: PLR0911 - a line 
         return "end_before_start" if last_ns < arrival_ns else "first_token_outside"
     if last_ns - arrival_ns > DURATION_MAX_NS:
         return "absurd_duration"
-    return "in_the_future" if now_ns and last_ns > now_ns + FUTURE_MAX_NS else ""
+    return "in_the_future" if last_ns > (now_ns + FUTURE_MAX_NS if now_ns else LATEST_NS) else ""

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from jouled.core.accounting.counters import CounterTable
 from jouled.core.attribution.census import Monotone
+from jouled.core.attribution.roles import counts_generation, counts_prompt
 from jouled.core.books import RawCounter
 from jouled.core.ledger.counters import plausible_watts
 from jouled.core.ledger.levels import Level, NodeBook, complete, levels
@@ -144,8 +145,15 @@ class LiveTokens:
         self.generation = 0
         self._cached_ahead = 0
 
-    def take(self, sample: EngineSample) -> dict[str, int]:
-        """Take a sample; returns the increase by kind (prompt_computed, prompt_cached, generation)."""
+    def describe(self, semantics: CounterSemantics) -> None:
+        """The page turned out to count otherwise."""
+        self._semantics = semantics
+
+    def take(self, sample: EngineSample, role: str = "") -> dict[str, int]:
+        """Take a sample; returns the increase by kind (prompt_computed, prompt_cached, generation).
+
+        Of an engine that serves a half of its requests only the kinds that are counted with it.
+        """
         told = {
             "prompt": sample.prompt_tokens,
             "cached": sample.cached_prompt_tokens,
@@ -153,6 +161,10 @@ class LiveTokens:
         }
         self.raw.update({name: value for name, value in told.items() if value is not None})
         grown = {name: self._counters[name].take(value) for name, value in told.items() if value is not None}
+        if not counts_prompt(role):
+            grown = {name: amount for name, amount in grown.items() if name == "generation"}
+        if not counts_generation(role):
+            grown.pop("generation", None)
         self.generation += grown.get("generation", 0)
         kinds: dict[str, int] = {}
         if "prompt" in grown:

@@ -15,15 +15,18 @@ from jouled.core.accounting.attainment import Attainment
 from jouled.core.accounting.components import Components, components_of
 from jouled.core.accounting.counters import HistogramBook
 from jouled.core.accounting.receipts import Receipts, provisional_receipt
-from jouled.core.accounting.windows import History, RatioWindow
+from jouled.core.accounting.windows import AT_FINISH_WINDOW_NS, WINDOW_NS, History, RatioWindow
 from jouled.core.attribution.cells import cell_of
 from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.group import Booking, DeviceGroup, Final
 from jouled.core.attribution.host import HostBook
+from jouled.core.attribution.roles import FRONTEND_ROLE, counts_generation, counts_prompt
+from jouled.core.attribution.unreported import KINDS, UnreportedTokens
 from jouled.core.books import Books, CounterSeries, RawCounter
 from jouled.core.group_account import GroupAccount
-from jouled.core.identity import Admission, Waiting
+from jouled.core.identity import CONFLICT, DUPLICATE, TOLD_OTHERWISE, Admission, Waiting
 from jouled.core.ledger.meter import SILENCE_MAX_NS, Meter
+from jouled.core.ledger.own_energy import OwnEnergy
 from jouled.core.ledger.tree import host_of, leaves, meters
 from jouled.core.live import LiveMeters, LiveTokens, downtime_uj
 from jouled.core.topology import Group, default_devices, groups
@@ -58,7 +61,6 @@ LOWEST_COVERAGE = 0.9
 RESIDUAL_KEEP_NS = SILENCE_MAX_NS + 60 * NANOSECONDS_PER_SECOND
 """A node meter that falls silent holds the knots of the others for no longer than this: until the next level of meters
 has gone on from its last word."""
-RESPONSE_PREFIXES = ("", "chatcmpl-", "cmpl-")
 
 
 class Pipeline:
@@ -74,6 +76,8 @@ class Pipeline:
         self._declared: dict[str, Engine] = {}
         self._books: dict[str, EngineBook] = {}
         self._tokens: dict[str, LiveTokens] = {}
+        self._unreported: dict[str, UnreportedTokens] = {}
+        self._own_energy: dict[str, OwnEnergy] = {}
         self._samples: dict[str, EngineSample] = {}
         self._attainments: dict[str, Attainment] = {}
         self._groups: dict[Group, DeviceGroup] = {}
@@ -176,6 +180,10 @@ class Pipeline:
     def _engine(self, engine: Engine) -> str:
         self._declared[engine.name] = self._absences.named_engine(engine, self._declared.get(engine.name))
         self._changed = True
+        if engine.name in self._unreported:
+            self._unreported[engine.name].describe(engine.counter_semantics)
+        if engine.name in self._tokens:
+            self._tokens[engine.name].describe(engine.counter_semantics)
         return ""
 
     def _energy(self, reading: EnergyReading) -> str:
@@ -234,13 +242,19 @@ class Pipeline:
             tokens = LiveTokens(engine.counter_semantics, self._engine_raw.get(sample.engine))
             self._tokens[sample.engine] = tokens
         model = self._account.model(engine.model)
-        for kind, grown in tokens.take(sample).items():
+        for kind, grown in tokens.take(sample, engine.role).items():
             if kind == "generation" and not self._is_estimated(engine.name):
                 self._generation += grown
             self._account.counters.add("engine_tokens_total", (engine.name, model, kind), grown)
         self._engine_raw[sample.engine] = dict(tokens.raw)
+        self._unreported_of(engine).sample(sample)
         self._attainment(sample.engine).take(sample)
+        if sample.reported_energy_joules is not None:
+            own = self._own_energy.setdefault(sample.engine, OwnEnergy())
+            grown_uj = own.take(sample.t_ns, sample.reported_energy_joules)
+            self._account.counters.add("engine_reported_energy_joules_total", (sample.engine,), grown_uj)
         window = self._token_windows.setdefault(sample.engine, RatioWindow())
+        window.span_ns = _window_ns(engine)
         window.add(sample.t_ns, {"generation": tokens.generation})
         self._regroup()
         self.host.sample(sample)
@@ -257,14 +271,36 @@ class Pipeline:
             return self._why_no_book(event.engine)
         now_ns = event.seen_ns if event.seen_ns > self._now_ns else self._now_ns
         reason = self._admission.refuse(event, now_ns)
+        if reason in {TOLD_OTHERWISE, CONFLICT}:
+            return self._told_again(book, event, reason)
         if reason:
             return reason
         self._attainment(event.engine).told_ns = now_ns
         self._waiting.add(event)
+        self._unreported_of(book.engine).tell(event)
         late = book.ended(event)
         if late:
             self._account.counters.add("late_events_total", (late,), 1)
         return ""
+
+    def _told_again(self, book: EngineBook, event: RequestEvent, reason: str) -> str:
+        """One more telling of a known request: what it adds is taken as long as the request is not final."""
+        known = self._waiting.told_again(event)
+        if known is None:
+            return DUPLICATE if reason == TOLD_OTHERWISE else CONFLICT
+        amended = book.amended(known, event)
+        self._waiting.replace(known, amended)
+        self._unreported_of(book.engine).untell(known)
+        self._unreported_of(book.engine).tell(amended)
+        self._admission.remember(event)
+        self._account.counters.add("merged_events_total", (event.engine,), 1)
+        return ""
+
+    def _unreported_of(self, engine: Engine) -> UnreportedTokens:
+        found = self._unreported.get(engine.name)
+        if found is None:
+            found = self._unreported[engine.name] = UnreportedTokens(engine.counter_semantics)
+        return found
 
     def _attainment(self, engine: str) -> Attainment:
         found = self._attainments.get(engine)
@@ -314,7 +350,7 @@ class Pipeline:
 
     def _resolved_engines(self) -> list[Engine]:
         """The declared engines with their devices; an only engine that names none gets the default."""
-        declared = list(self._declared.values())
+        declared = [engine for engine in self._declared.values() if engine.role != FRONTEND_ROLE]
         if len(declared) == 1 and not declared[0].devices:
             devices = default_devices([meter.device for meter in self._meters.values()])
             return [replace(declared[0], devices=devices)] if devices else []
@@ -437,6 +473,8 @@ class Pipeline:
             except Exception as error:  # noqa: BLE001 - metering goes on when the attribution of one engine fails
                 self._quarantine(group, books, error)
             self._book_hardware(group, books)
+        self._book_unreported_tokens()
+        self._check_own_energy()
         self._forget()
         self._observe_windows()
         self._admission.forget_before(self._now_ns)
@@ -537,6 +575,23 @@ class Pipeline:
             residual_uj = residual.claim(compute_uj + (host_uj or 0), work.start_ns, work.last_ns)
         return components_of(self._parameters.price, compute_uj, host_uj, residual_uj)
 
+    def _book_unreported_tokens(self) -> None:
+        for name, book in self._books.items():
+            unreported = self._unreported.get(name)
+            if unreported is None or book.edge_ns is None:
+                continue
+            model, role = self._account.model(book.engine.model), book.engine.role
+            tokens = unreported.settle(book.edge_ns)
+            for kind, counts, amount in zip(KINDS, (counts_prompt(role), counts_generation(role)), tokens, strict=True):
+                if counts:
+                    self._account.counters.add("unreported_tokens_total", (name, model, kind), amount)
+
+    def _check_own_energy(self) -> None:
+        for engine, own in self._own_energy.items():
+            book = self._books.get(engine)
+            names = book.engine.devices if book is not None else ()
+            own.compare([self._meters[name] for name in names if name in self._meters])
+
     def _book_hardware(self, group: Group, books: DeviceGroup) -> None:
         edge_ns = books.edge_ns
         if edge_ns is None or books.estimated:
@@ -553,11 +608,18 @@ class Pipeline:
         live: dict[str, float] = {"generation": self._generation, "compute": float(self._compute_uj())}
         boundaries = self._account.counters.values.get("boundary_energy_joules_total", {})
         live.update({labels[0]: value for labels, value in boundaries.items()})
+        self._live_window.span_ns = max(
+            (_window_ns(self._declared[name]) for name in self._counting()), default=WINDOW_NS
+        )
         self._live_window.add(self._now_ns, live)
         self._history.add(self._now_ns, {labels[0]: int(value) for labels, value in boundaries.items()})
         edges = [group.edge_ns for group in measured if group.engines and group.edge_ns is not None]
         if edges:
             self._observe_book_window(min(edges))
+
+    def _counting(self) -> list[str]:
+        """The engines whose counters make up the live tokens."""
+        return [name for name in self._tokens if name in self._declared and not self._is_estimated(name)]
 
     def _observe_book_window(self, watermark_ns: int) -> None:
         values: dict[str, float] = {
@@ -579,12 +641,8 @@ class Pipeline:
 
     def provisional(self, request_id: str) -> Receipt | None:
         """A request that ended and is not final, by its id or the X-Request-Id in it; `None` if there is none."""
-        for prefix in RESPONSE_PREFIXES:
-            for suffix in ("", "-0"):
-                event = self._waiting.find(f"{prefix}{request_id}{suffix}")
-                if event is not None:
-                    return self._provisional(event)
-        return None
+        event = self._waiting.find(request_id)
+        return self._provisional(event) if event is not None else None
 
     def _provisional(self, event: RequestEvent) -> Receipt | None:
         book = self._books.get(event.engine)
@@ -662,6 +720,8 @@ class Pipeline:
                 if self._knows_goodput():
                     _put(gauges, "good_tokens_per_joule", (boundary, objective.name), ratio)
         self._put_attainments(gauges, now_ns)
+        for name, own in self._own_energy.items():
+            _put(gauges, "engine_energy_check_ratio", (name,), own.ratio)
         return gauges
 
     def _knows_goodput(self) -> bool:
@@ -713,8 +773,10 @@ class Pipeline:
             self._token_windows.get(engine.name),
         )
         tokens = window.increase("generation") if window else None
+        own = self._own_energy.get(engine.name)
+        unreported = self._account.counters.values.get("unreported_tokens_total", {})
         return EngineView(
-            engine=book.engine if book else engine,
+            engine=self._with_driver(book.engine if book else engine),
             watermark_ns=book.edge_ns if book else None,
             requests_running=sample.requests_running if sample else None,
             requests_waiting=sample.requests_waiting if sample else None,
@@ -722,8 +784,17 @@ class Pipeline:
             generation_tokens_per_second=tokens / window.seconds()
             if window and tokens is not None and window.seconds()
             else None,
+            unreported_tokens={
+                kind: int(tokens) for (name, _, kind), tokens in unreported.items() if name == engine.name
+            },
+            energy_check_ratio=own.ratio if own else None,
             last_sample_ns=sample.t_ns if sample else None,
         )
+
+    def _with_driver(self, engine: Engine) -> Engine:
+        """The engine with the version of its devices' driver, as those tell it."""
+        told = {self._status[name].driver for name in engine.devices if name in self._status} - {""}
+        return engine if engine.driver or not told else replace(engine, driver=",".join(sorted(told)))
 
     # restart
 
@@ -849,6 +920,11 @@ def _put(gauges: Gauges, name: str, labels: tuple[str, ...], value: float | None
     """Absent is absent: a value that is not known makes no series."""
     if value is not None:
         gauges.setdefault(name, {})[labels] = value
+
+
+def _window_ns(engine: Engine) -> int:
+    """Over how long the rate of an engine's tokens means something."""
+    return WINDOW_NS if engine.counter_semantics.moves == "live" else AT_FINISH_WINDOW_NS
 
 
 def _per_joule(window: RatioWindow, tokens: str, boundary: str) -> float | None:

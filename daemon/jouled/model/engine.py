@@ -19,10 +19,17 @@ class CounterSemantics(Struct, frozen=True):
     generation: Literal["all", "without_first"] = "all"
     generation_at: Literal["step", "finish"] = "step"
 
+    @property
+    def moves(self) -> Literal["live", "at_finish"]:
+        """When the counter of generated tokens moves: as they are made, or when their request finishes."""
+        return "live" if self.generation_at == "step" else "at_finish"
+
 
 class Engine(Struct, frozen=True, kw_only=True):
     """One engine replica and the devices it runs on. `name` is stable over restarts, never a pid.
 
+    parallelism: sizes above one, as in `dp2 tp4`. kv_connector: what carries the KV cache between pools. speculation:
+    method of speculative decoding. driver: version of that of its devices. Of each, empty is not known or none.
     Sizes are counts of parameters, bytes of all resident weights, bytes of KV cache per token; `None` is not known.
     attention_width: heads times head size, where it is not the hidden size. expert_share: of a mixture's experts, the
     share that one token takes. sizes_from: where the sizes come from if
@@ -39,8 +46,11 @@ class Engine(Struct, frozen=True, kw_only=True):
     precision: str = ""
     parallelism: str = ""
     driver: str = ""
+    kv_connector: str = ""
+    speculation: str = ""
     url: str = ""
     pid: int | None = None
+    instance: str = ""
     parameters: float | None = None
     active_parameters: float | None = None
     layers: int | None = None
@@ -52,6 +62,9 @@ class Engine(Struct, frozen=True, kw_only=True):
     sizes_from: str = ""
     counter_semantics: CounterSemantics = CounterSemantics()
 
+
+ENGINE_FACTS = ("model", "version", "precision", "parallelism", "driver", "role", "kv_connector", "speculation")
+"""The fields of an `Engine` a change of which may change its efficiency."""
 
 ENGINE_SIZES = (
     "parameters",
@@ -90,7 +103,7 @@ class EngineSample(Struct, frozen=True, gc=False, kw_only=True, tag="engine_coun
     """One look at an engine's page: cumulative counters and two gauges; what the page lacks is `None`.
 
     latencies: histograms that an SLO needs, as far as the page has them. cpu_seconds: cumulative CPU time of the
-    engine's processes, not of the page.
+    engine's processes, not of the page. reported_energy_joules: cumulative, by the engine's own meter.
     """
 
     engine: str
@@ -103,4 +116,5 @@ class EngineSample(Struct, frozen=True, gc=False, kw_only=True, tag="engine_coun
     requests_running: int | None = None
     requests_waiting: int | None = None
     cpu_seconds: float | None = None
+    reported_energy_joules: float | None = None
     latencies: Mapping[Latency, LatencyHistogram] = {}

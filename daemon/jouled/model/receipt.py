@@ -18,6 +18,8 @@ class Receipt(Struct, frozen=True, gc=False):
     validity: `ok`, or why not, words joined by `,`: truncated and before_start (its first part was closed without it),
     meter_gap (a meter told nothing for some of its time), no_energy and beyond_end (for all of it), interrupted,
     idle_estimated, shared_device, partition_estimated.
+    role: the half of the request that its engine served, `prefill` or `decode`, where pools share requests; the joules
+    are of that half, times and tokens of the whole request as far as they were told. Empty: the engine served all.
     """
 
     id: str
@@ -59,3 +61,4 @@ class Receipt(Struct, frozen=True, gc=False):
     tenant: str = ""
     adapter: str = ""
     preemptions: int = 0
+    role: str = ""

@@ -58,7 +58,9 @@ class EngineView(Struct, frozen=True, kw_only=True):
     """One engine now.
 
     coverage: tokens of request events over tokens of the engine's counter, over the last settled ranges; below 0.9
-    something samples or drops the events. Tokens per second are of the last 60 s.
+    something samples or drops the events. Tokens per second are of the last 60 s, or of the last 10 min where the
+    engine counts them at finish. unreported_tokens: by kind, that no event told of. energy_check_ratio: energy by the
+    engine's own meter over that of its devices' meters.
     """
 
     engine: Engine
@@ -67,6 +69,8 @@ class EngineView(Struct, frozen=True, kw_only=True):
     requests_waiting: int | None = None
     coverage: float | None = None
     generation_tokens_per_second: float | None = None
+    unreported_tokens: Mapping[str, int] = {}
+    energy_check_ratio: float | None = None
     last_sample_ns: int | None = None
 
 

@@ -373,9 +373,23 @@ def test_check_says_which_sinks_can_be_used_and_no_secret(tmp_path, capsys):
     assert "no-hash-at-all" not in out
 
 
+def test_check_says_whether_traces_can_come_by_grpc(tmp_path, capsys, monkeypatch):
+    config = tmp_path / "c.toml"
+    config.write_text(
+        '[power.estimate]\n[[engines]]\nname = "gateway"\n[requests.otlp]\ngrpc_listen = "127.0.0.1:4317"\n'
+    )
+    assert main(["check", "--config", str(config)]) == 0
+    assert "grpc_listen          ok        traces can come by gRPC on 127.0.0.1:4317" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "grpc.aio", None)
+    assert main(["check", "--config", str(config)]) == 1
+    out = capsys.readouterr().out
+    assert "grpc_listen          unusable  [requests.otlp] grpc_listen needs grpcio" in out
+    assert "mend      pip install 'jouled[grpc]'" in out
+
+
 def test_check_never_hangs_on_a_source_or_an_engine(tmp_path, capsys, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        from jouled.app.runtime import pages
+        from jouled.app.runtime.engines import pages
 
         monkeypatch.setattr(pages, "TIMEOUT_SECONDS", 0.2)
         monkeypatch.setattr(probe.sys, "executable", "/bin/cat")

@@ -175,6 +175,10 @@ def test_every_section_reaches_its_place(tmp_path):
         ),
         ("[limits]\nmodels = 0", ["$.limits.models", "at least 1"]),
         ('[requests.otlp]\nforward = "x:1"', ["$.requests.otlp.forward"]),
+        ('[requests.otlp]\ngrpc_listen = "4317"', ["$.requests.otlp.grpc_listen", "HOST:PORT"]),
+        ('[requests.otlp]\ngrpc_listen = "0.0.0.0:4317"', ["$.requests.otlp.grpc_listen", "no loopback", "127.0.0.1"]),
+        ('[requests.otlp]\ngrpc_listen = "node7:4317"', ["$.requests.otlp.grpc_listen", "no loopback"]),
+        ('[requests.otlp]\ngrpc_listen = "127.0.0.1:9966"', ["$.requests.otlp.grpc_listen", "serve.listen"]),
         ('[requests.otlp]\nforward = "http://localhost:9966"', ["$.requests.otlp.forward", "jouled itself", "leave"]),
         ('[requests.otlp]\nforward = "http://[::1]:9966/v1/traces"', ["$.requests.otlp.forward", "jouled itself"]),
         (
@@ -190,6 +194,13 @@ def test_a_wrong_file_is_told_by_key_reason_and_mend(tmp_path, text, said):
     assert message.startswith(str(tmp_path / "config.toml"))
     assert all(part in message for part in said), message
     assert "hush" not in message
+
+
+def test_grpc_is_listened_for_on_loopback(tmp_path):
+    for listen in ("127.0.0.1:4317", "[::1]:4317", "localhost:4317"):
+        toml = f'[requests.otlp]\ngrpc_listen = "{listen}"'
+        assert configuration(tmp_path, toml).requests.otlp.grpc_listen == listen
+    assert configuration(tmp_path, "").requests.otlp.grpc_listen is None
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:4318", "http://10.0.0.6:9966", "http://collector:9966/v1/traces"])

@@ -5,8 +5,8 @@ from typing import Any, cast
 
 import pytest
 
-from jouled.app.runtime.forward import Body
 from jouled.app.runtime.front import Front
+from jouled.app.runtime.requests.forward import Body
 
 
 class Kept:
@@ -32,8 +32,6 @@ def test_bodies_that_were_forwarded_are_known_by_their_header(headers: dict[str,
         forwarder=cast("Any", kept),
         extra=dict,
     )
-    forward = front.door((), None).forward
-    assert forward is not None
-    forward(cast("Any", SimpleNamespace(name="otlp")), b"{}", {"Content-Type": "application/json"} | headers)
-    forward(cast("Any", SimpleNamespace(name="http_events")), b"{}", headers)
+    front.forward(cast("Any", SimpleNamespace(name="otlp")), b"{}", {"Content-Type": "application/json"} | headers)
+    front.forward(cast("Any", SimpleNamespace(name="http_events")), b"{}", headers)
     assert kept.bodies == [Body(b"{}", "application/json", was_forwarded=marked)]

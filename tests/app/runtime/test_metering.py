@@ -9,7 +9,7 @@ from jouled.app.runtime.batch import Batch
 from jouled.app.runtime.clock import BootClock
 from jouled.app.runtime.metering import FAILED, Metering
 from jouled.app.runtime.own import OwnCounts
-from jouled.app.runtime.recording import Entry, Writer, read
+from jouled.app.runtime.recording.recording import Entry, Writer, read
 from jouled.core.pipeline import Input, Pipeline
 from jouled.model.device import Device, DeviceKind
 from jouled.model.errors import SourceState

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jouled.api import EngineCollector, EnginePage
+from jouled.api import EngineCollector, EngineFacts, EnginePage, FactsCollector
 from jouled.model.engine import CounterSemantics
 from jouled_collectors.engines.vllm import VllmCollector
 
@@ -26,9 +26,11 @@ def test_a_live_page() -> None:
         steps=137,
         prompt_tokens=158,
         cached_prompt_tokens=0,
+        transferred_prompt_tokens=0,
         generation_tokens=436,
         requests_running=0,
         requests_waiting=0,
+        requests_finished=7,
     )
 
 
@@ -38,9 +40,11 @@ def test_a_page_of_the_next_version() -> None:
         steps=4,
         prompt_tokens=512,
         cached_prompt_tokens=256,
+        transferred_prompt_tokens=0,
         generation_tokens=10,
         requests_running=3,
         requests_waiting=2,
+        requests_finished=2,
     )
 
 
@@ -78,6 +82,7 @@ vllm:prompt_tokens_by_source_total{source="external_kv_transfer"} 3
 """
     assert VLLM.page(page).cached_prompt_tokens == 23
     assert VLLM.page(page + b"vllm:prompt_tokens_cached_total 22\n").cached_prompt_tokens == 22
+    assert VLLM.page(page).transferred_prompt_tokens == 3
 
 
 def test_what_the_page_lacks_or_garbles_is_absent() -> None:
@@ -169,3 +174,97 @@ def test_port(arguments: list[str], port: int) -> None:
 def test_any_command_line_has_an_answer(argv: list[str]) -> None:
     assert VLLM.recognises(argv, "") in {True, False}
     assert 0 < VLLM.port(argv) < 65536
+
+
+def test_two_servers_of_two_engines_share_a_page() -> None:
+    """Multiprocess mode, with speculation, an adapter and aborted requests."""
+    assert VLLM.page((FIXTURES / "vllm-0.33.0-ranks.prom").read_bytes()) == EnginePage(
+        model="meta-llama/Llama-3.1-8B-Instruct",
+        steps=6,
+        prompt_tokens=2177,
+        cached_prompt_tokens=824,
+        transferred_prompt_tokens=0,
+        generation_tokens=46,
+        requests_running=2,
+        requests_waiting=3,
+        requests_finished=4,
+    )
+
+
+@pytest.mark.parametrize(("role", "connector"), [("producer", "mooncake"), ("consumer", "mooncake"), ("both", "nixl")])
+def test_the_page_names_the_connector_and_no_role(role: str, connector: str) -> None:
+    """`kv_both` shows `num_requests_kv_fetch_by_stage` as `kv_consumer` does."""
+    page = VLLM.page((FIXTURES / f"vllm-0.33.0-{role}.prom").read_bytes())
+    assert page.facts == EngineFacts(kv_connector=connector)
+    assert page.prompt_tokens == 768
+
+
+def test_facts_of_a_plain_server() -> None:
+    assert isinstance(VLLM, FactsCollector)
+    assert VLLM.facts(["vllm", "serve", "m"], {}) == EngineFacts(model="m")
+    assert VLLM.facts(["python3", "-m", "vllm.entrypoints.openai.api_server", "--model", "m"], {}).model == "m"
+    assert VLLM.facts([], {}) == EngineFacts()
+
+
+def test_facts_of_a_server_with_everything() -> None:
+    argv = [
+        *("vllm", "serve", "/models/m", "--served-model-name", "m", "alias", "--dtype", "bfloat16"),
+        *("--quantization", "fp8", "-tp", "4", "--data_parallel_size=2", "-pp", "2", "--enable-expert-parallel"),
+        *("--decode-context-parallel-size", "2"),
+        *("--kv-transfer-config", '{"kv_connector":"MoRIIOConnector","kv_role":"kv_consumer"}'),
+        *("--speculative-config", '{"method":"eagle3","num_speculative_tokens":3}'),
+    ]
+    assert VLLM.facts(argv, {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}) == EngineFacts(
+        model="m",
+        role="decode",
+        precision="fp8",
+        parallelism="dp2 ep8 pp2 cp2 tp4",
+        kv_connector="mori",
+        speculation="eagle3",
+        device_mask="4,5,6,7",
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "connector", "role"),
+    [
+        ('{"kv_connector":"NixlConnector","kv_role":"kv_both"}', "nixl", ""),
+        ('{"kv_connector":"NixlPushConnector","kv_role":"kv_producer"}', "nixl", "prefill"),
+        ('{"kv_connector":"MooncakeStoreConnector","kv_role":"kv_both"}', "mooncake", ""),
+        ('{"kv_connector":"LMCacheConnectorV1","kv_role":"kv_both"}', "lmcache", ""),
+        ('{"kv_connector":"OffloadingConnector","kv_role":"kv_both"}', "offloading", ""),
+        (
+            '{"kv_connector":"MultiConnector","kv_connector_extra_config":{"connectors":[SEVERAL]},"kv_role":"kv_both"}',
+            "nixl",
+            "",
+        ),
+        ('{"kv_connector":"MultiConnector","kv_connector_extra_config":[]}', "", ""),
+        ('{"kv_connector":7,"kv_role":["kv_producer"]}', "", ""),
+        ("[]", "", ""),
+        ("{", "", ""),
+        ("", "", ""),
+    ],
+)
+def test_transfer_configurations(config: str, connector: str, role: str) -> None:
+    several = '{"kv_connector":"OffloadingConnector"},{"kv_connector":"NixlConnector"},7,{"kv_connector":7}'
+    argv = ["vllm", "serve", "m", "--kv-transfer-config", config.replace("SEVERAL", several)]
+    read = VLLM.facts(argv, {})
+    assert (read.kv_connector, read.role) == (connector, role)
+
+
+def test_single_keys_of_a_configuration() -> None:
+    argv = ["--kv-transfer-config.kv_connector", "NixlConnector", "--kv_transfer_config.kv_role=kv_producer", "-sc.x"]
+    read = VLLM.facts(["vllm", "serve", "m", *argv, "--speculative-config.model", "draft"], {})
+    assert (read.kv_connector, read.role, read.speculation) == ("nixl", "prefill", "draft_model")
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["vllm", "serve", "-tp", "-ep", "--kv-transfer-config", "--kv-transfer-config.x", "{}", "=", "-q"]
+        )
+        | st.text(max_size=5)
+    )
+)
+def test_any_command_line_has_facts(argv: list[str]) -> None:
+    assert isinstance(VLLM.facts(argv, {}), EngineFacts)

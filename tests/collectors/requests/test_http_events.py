@@ -329,3 +329,27 @@ def test_of_many_refusals_a_hundred_are_named_and_the_others_counted() -> None:
     assert received.more_rejected == {"wrong_type": 150}
     answer = json.loads(EVENTS.respond(received, JSON)[0])
     assert (answer["accepted"], answer["more_rejected"]) == (0, {"wrong_type": 150})
+
+
+@pytest.mark.parametrize(
+    ("server", "address", "port"),
+    [("gpu1:8000", "gpu1", 8000), ("10.0.0.7:80", "10.0.0.7", 80), ("[::1]:8000", "::1", 8000), ("::1:1", "::1", 1)],
+)
+def test_a_gateway_names_the_server_and_the_model(server: str, address: str, port: int) -> None:
+    (received,) = decode({**PLAIN, "server": server, "model": "tiny"}).requests
+    assert received.hint == EngineHint(address=address, port=port, model="tiny", may_be_elsewhere=True)
+    (named,) = decode({**PLAIN, "server": server, "engine": "vllm-8000"}).requests
+    assert named.hint == EngineHint(engine="vllm-8000")
+
+
+@pytest.mark.parametrize(
+    "server", ["gpu1", ":8000", "gpu1:", "gpu1:0", "gpu1:65536", "gpu1:x", "gpu1:٣", "gpu1:" + "1" * 5000]
+)
+def test_a_server_that_is_none_is_refused(server: str) -> None:
+    (rejected,) = decode({**PLAIN, "server": server}).rejected
+    assert rejected.reason == "bad_server"
+
+
+def test_what_went_elsewhere_is_in_the_answer() -> None:
+    answer, _ = EVENTS.respond(Received(ignored=3), JSON)
+    assert json.loads(answer) == {"accepted": 0, "rejected": [], "ignored": 3}

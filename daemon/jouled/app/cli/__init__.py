@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from jouled.app.cli import check, config, demo, forget, metrics, record, release, replay, run, version
+from jouled.app.cli import check, config, demo, forget, metrics, record, release, replay, report, run, version
 from jouled.app.cli.console import tell
 from jouled.model.errors import ConfigurationError, JouledError
 
@@ -14,7 +14,19 @@ USAGE = 2
 FAILURE = 1
 INTERRUPTED = 130
 
-_COMMANDS: tuple[ModuleType, ...] = (run, check, demo, record, replay, release, forget, config, metrics, version)
+_COMMANDS: tuple[ModuleType, ...] = (
+    run,
+    check,
+    demo,
+    report,
+    record,
+    replay,
+    release,
+    forget,
+    config,
+    metrics,
+    version,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from msgspec import Struct
 
 from jouled.api import EngineCollector
+from jouled.app.cli.check_discovery import look_for_engines
 from jouled.app.cli.check_outputs import look_at_outputs, output_lines
 from jouled.app.cli.check_priors import prior_notes
+from jouled.app.cli.check_receivers import look_at_receivers, receiver_lines
 from jouled.app.cli.console import config_argument, loaded, say, seconds, tell
 from jouled.app.config.faults import nearest
 from jouled.app.config.types import Config, EngineConfig
-from jouled.app.runtime.discovery import discover_engines
 from jouled.app.runtime.plugins import Plugins, load_plugins
 from jouled.app.runtime.probe import TIMEOUT_SECONDS, Probe, probe_all
 from jouled.core.accounting.attainment import off_bounds
@@ -53,20 +54,23 @@ def execute(arguments: argparse.Namespace) -> int:
         tell(f"jouled: {refused}")
     origin = str(arguments.config or "configuration")
     probes = _power(config, plugins, origin, arguments.timeout)
-    found = discover_engines(plugins.engines) if not config.engines else None
-    engines = asyncio.run(_look_at(found.engines if found else config.engines, plugins.engines, config.slo))
-    notes = found.notes if found else ()
+    processes = {device: pids for probe in probes for device, pids in probe.processes.items()}
+    to_look_at, notes = look_for_engines(config.engines, plugins.engines, processes)
+    engines = asyncio.run(_look_at(to_look_at, plugins.engines, config.slo))
+    receivers = look_at_receivers(config, plugins, origin)
     outputs = asyncio.run(look_at_outputs(config, plugins, origin))
     for line in [
         *_power_lines(probes),
         "",
         *_engine_lines(engines),
         *(f"  note   {note}" for note in notes),
+        *receiver_lines(receivers),
         *output_lines(outputs),
     ]:
         say(line)
-    good = _all_good(probes, engines, configured=bool(config.power)) and all(look.works for look in outputs)
-    return 0 if good else 1
+    good = _all_good(probes, engines, configured=bool(config.power))
+    works = [*(look.works for look in receivers), *(look.works for look in outputs)]
+    return 0 if good and all(works) else 1
 
 
 def _power(config: Config, plugins: Plugins, origin: str, timeout_seconds: float) -> list[Probe]:
@@ -81,7 +85,7 @@ async def _look_at(
 
 
 async def _look(engine: EngineConfig, collectors: Mapping[str, EngineCollector], slos: Sequence[Slo]) -> EngineLook:
-    from jouled.app.runtime.pages import fetch, open_session
+    from jouled.app.runtime.engines.pages import fetch, open_session
 
     def told(
         message: str, *, works: bool = False, missing: tuple[str, ...] = (), notes: tuple[str, ...] = ()
@@ -105,7 +109,7 @@ async def _look(engine: EngineConfig, collectors: Mapping[str, EngineCollector],
 
 
 def _on_slos(collector: EngineCollector, body: bytes, slos: Sequence[Slo]) -> tuple[str, ...]:
-    from jouled.app.runtime.engines import read_latencies, wanted_latencies
+    from jouled.app.runtime.engines.poller import read_latencies, wanted_latencies
 
     try:
         return tuple(off_bounds(slos, read_latencies(collector, body, wanted_latencies(slos))))

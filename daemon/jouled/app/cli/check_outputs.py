@@ -1,4 +1,4 @@
-"""What `jouled check` says of sinks, tokens, users and certificates: whether their settings and files can be used.
+"""What `jouled check` says of sinks, tokens, users, certificates and gRPC: whether settings and files can be used.
 
 Nothing is sent: whether the other side takes it shows in `jouled_sink_up` once the daemon runs.
 """
@@ -31,7 +31,20 @@ async def look_at_outputs(config: Config, plugins: Plugins, origin: str) -> list
         looks.append(_token(config.serve.token_file))
     if config.serve.web_config_file:
         looks.append(_web(config.serve.web_config_file))
+    if config.requests.otlp.grpc_listen:
+        looks.append(_grpc(config.requests.otlp.grpc_listen, config))
     return looks
+
+
+def _grpc(listen: str, config: Config) -> OutputLook:
+    from jouled.app.runtime.requests.grpc_door import check_grpc
+
+    file = config.serve.web_config_file
+    try:
+        check_grpc(config.serve.token_file, Path(file) if file else None)
+    except JouledError as error:
+        return OutputLook(name="grpc_listen", works=False, message=error.message, mend=error.mend)
+    return OutputLook(name="grpc_listen", works=True, message=f"traces can come by gRPC on {listen}")
 
 
 async def _sink(name: str, config: Config, plugins: Plugins, origin: str) -> OutputLook:

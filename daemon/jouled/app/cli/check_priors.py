@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from msgspec.structs import replace
 
 from jouled.app.config.types import EngineConfig
-from jouled.app.runtime.model_files import find_file_sizes
+from jouled.app.runtime.engines.model_files import find_file_sizes
 from jouled.core.attribution.priors import ARCHITECTURE_SOURCES, Sizes, sizes_for
 
 _ASSUMED = ("parameters", "active_parameters", "layers", "hidden_size", "weight_bytes", "kv_bytes_per_token")

@@ -31,7 +31,7 @@ def execute(arguments: argparse.Namespace) -> int:
         plugins = load_plugins()
         collectors = {name: collector.settings_type for name, collector in plugins.power.items()}
         sinks = {name: sink.settings_type for name, sink in plugins.sinks.items()}
-        say(render(collectors, sinks).rstrip("\n"))
+        say(render(collectors, sinks, plugins.receiver_settings_types()).rstrip("\n"))
     elif arguments.check:
         _check(arguments.check)
     else:
@@ -46,4 +46,5 @@ def _check(path: Path) -> None:
     config = load(path, os.environ)
     plugins.power_settings(config.power, str(path))
     plugins.sink_settings(config.sinks, str(path))
+    plugins.receiver_settings(config.receivers, str(path))
     say(f"{path} is good")

@@ -10,7 +10,7 @@ import msgspec
 
 from jouled import __version__
 from jouled.app.cli.console import config_argument, loaded, say, tell
-from jouled.app.runtime.replay import Replayed, replay
+from jouled.app.runtime.recording.replay import Replayed, replay
 from jouled.model.errors import JouledError
 from jouled.model.receipt import Receipt
 from jouled.model.snapshot import Snapshot

@@ -29,6 +29,8 @@ def check(config: Config) -> None:
         _check_slo(slo, f"$.slo[{index}]")
     _refuse_twins((slo.name for slo in config.slo), "slo", "Give each SLO a name of its own")
     _check_tiers(config.tier)
+    if config.requests.otlp.grpc_listen is not None:
+        _check_grpc_listen(config.requests.otlp.grpc_listen, config.serve.listen, "$.requests.otlp.grpc_listen")
     if config.requests.otlp.forward is not None:
         _check_forward(config.requests.otlp.forward, config.serve.listen, "$.requests.otlp.forward")
     _check_cost(config.cost)
@@ -75,7 +77,7 @@ def _check_engine(engine: EngineConfig, key: str) -> None:
             raise Fault(f"{key}.type", "an engine with a url needs a type", 'Say which engine it is, as type = "vllm"')
     elif not engine.name:
         raise Fault(f"{key}.name", "an engine without a url needs a name", "Give its url and type, or a name")
-    if engine.role not in ROLES:
+    if engine.role and engine.role not in ROLES:
         raise Fault(f"{key}.role", f"unknown value `{engine.role}`", f"Known here: {', '.join(ROLES)}")
     check_interval(engine.interval_seconds, f"{key}.interval_seconds")
     for size in ENGINE_SIZES:
@@ -136,6 +138,16 @@ def _check_url(url: str, key: str) -> None:
         raise Fault(key, f"no usable URL: {error}", "Write it as http://HOST:PORT") from None
 
 
+def _check_grpc_listen(listen: str, serve_listen: str, key: str) -> None:
+    check_listen(listen, key)
+    host, port = listen_address(listen)
+    if not _is_loopback(host):
+        mend = "Write 127.0.0.1:4317; what comes from other hosts, let a collector pass on, or take it by HTTP"
+        raise Fault(key, f"`{host}` is no loopback address, and gRPC is taken from this host only", mend)
+    if port and port == listen_address(serve_listen)[1]:
+        raise Fault(key, f"{port} is the port of serve.listen", "Write another one, as 127.0.0.1:4317")
+
+
 def _check_forward(url: str, listen: str, key: str) -> None:
     _check_url(url, key)
     own_host, own_port = listen_address(listen)
@@ -147,13 +159,16 @@ def _check_forward(url: str, listen: str, key: str) -> None:
 
 def _is_this_machine(host: str) -> bool:
     """Whether it is a loopback address, or the one that stands for every address of this host."""
-    if host.rstrip(".") == "localhost":
+    return _is_loopback(host) or host in {"0.0.0.0", "::"}
+
+
+def _is_loopback(host: str) -> bool:
+    if host.rstrip(".").lower() == "localhost":
         return True
     try:
-        address = ip_address(host)
+        return ip_address(host).is_loopback
     except ValueError:
         return False
-    return address.is_loopback or address.is_unspecified
 
 
 def _refuse_twins(names: Iterable[str], section: str, mend: str) -> None:

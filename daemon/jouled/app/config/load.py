@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
 from msgspec.structs import replace
 
-from jouled.api import PowerCollector, PowerSettings, Sink, SinkSettings
+from jouled.api import DrainSettings, PowerCollector, PowerSettings, Sink, SinkSettings
 from jouled.app.config.checks import check, check_interval
 from jouled.app.config.convert import convert
 from jouled.app.config.environment import overlay
 from jouled.app.config.faults import Fault
-from jouled.app.config.types import Config, EngineConfig
+from jouled.app.config.types import Config, EngineConfig, Requests
 from jouled.app.config.urls import port_of
 from jouled.model.errors import ConfigurationError
 
@@ -30,7 +31,8 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
     variables: dict[str, str] = {}
     try:
         variables = overlay(tables, environment)
-        config = _named(convert(tables, Config, "$"))
+        receivers = _take_receivers(tables)
+        config = replace(_named(convert(tables, Config, "$")), receivers=receivers)
         check(config)
     except Fault as fault:
         origin = _variable(fault.key, variables) or str(path or "configuration")
@@ -73,6 +75,35 @@ def sink_settings_for(
     except Fault as fault:
         raise ConfigurationError(f"{origin}: {fault}", mend=fault.mend) from None
     return settings
+
+
+def receiver_settings_for(
+    name: str, settings_type: type[Struct], table: Mapping[str, Any], origin: str = "configuration"
+) -> Struct:
+    """Turn the table `[requests.<name>]` into the receiver's own settings; `origin` is the file it stands in.
+
+    Raises `ConfigurationError`.
+    """
+    key = f"$.requests.{name}"
+    try:
+        settings = convert(dict(table), settings_type, key)
+        if isinstance(settings, DrainSettings):
+            check_interval(settings.interval_seconds, f"{key}.interval_seconds")
+    except Fault as fault:
+        raise ConfigurationError(f"{origin}: {fault}", mend=fault.mend) from None
+    return settings
+
+
+def _take_receivers(tables: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Take the tables of receivers out of `[requests]`: whose they are, only the plug-ins know."""
+    if "receivers" in tables:
+        raise Fault("$.receivers", "unknown key `receivers`", "Write [requests.NAME] for the receiver of that name")
+    requests = tables.get("requests")
+    if not isinstance(requests, dict):
+        return {}
+    known = Requests.__struct_fields__
+    names = [name for name, table in requests.items() if name not in known and isinstance(table, dict)]
+    return {name: requests.pop(name) for name in names}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -79,14 +79,21 @@ def example() -> str:
     return _EXAMPLE
 
 
-def render(collectors: Mapping[str, type[Struct]], sinks: Mapping[str, type[Struct]]) -> str:
-    """The whole page in Markdown. The settings of every power collector and of every sink, by their names."""
+def render(
+    collectors: Mapping[str, type[Struct]],
+    sinks: Mapping[str, type[Struct]],
+    receivers: Mapping[str, type[Struct]] | None = None,
+) -> str:
+    """The whole page in Markdown. The settings of power collectors, sinks and request receivers, by their names."""
+    receivers = receivers or {}
     sections = [_HEAD]
     for field in _fields(Config):
         kind = bare(field.type)
         if field.encode_name == "power":
             sections.append(_section("[power.<collector>]", PowerSettings))
             sections += [part for name in sorted(collectors) for part in _sections(f"power.{name}", collectors[name])]
+        elif field.encode_name == "receivers":
+            sections += [part for name in sorted(receivers) for part in _sections(f"requests.{name}", receivers[name])]
         elif field.encode_name == "sinks":
             sections.append(_section("[sinks.<name>]", SinkSettings))
             sections += [part for name in sorted(sinks) for part in _sections(f"sinks.{name}", sinks[name])]

@@ -8,13 +8,15 @@ import msgspec
 
 from jouled.app.config.types import Config
 
-_SECRET = re.compile(r"(password|token|secret|community|credential)(?!.*_file$)", re.IGNORECASE)
+_SECRET = re.compile(r"(password|token(?!s)|secret|community|credential)(?!.*_file$)", re.IGNORECASE)
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def as_toml(config: Config) -> str:
     """Everything that is set, defaults included; what is not set is left out."""
-    return "\n".join(_table(msgspec.to_builtins(config), ""))
+    tables = msgspec.to_builtins(config)
+    tables["requests"] |= tables.pop("receivers")
+    return "\n".join(_table(tables, ""))
 
 
 def _table(table: Mapping[str, Any], path: str) -> Iterator[str]:

@@ -102,7 +102,9 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = ""
     pid: Annotated[int | None, Meta(description="Process id of its server, to recognise its spans by.")] = None
     model: Annotated[str, Meta(description="Model name. Empty: as its page says.")] = ""
-    role: Annotated[str, Meta(description="`unified`, `prefill` or `decode`.")] = "unified"
+    role: Annotated[
+        str, Meta(description="`unified`, `prefill` or `decode`. Empty: as its page or its command line says.")
+    ] = ""
     version: Annotated[str, Meta(description="Version of the engine. Empty: as it says itself.")] = ""
     precision: Annotated[str, Meta(description="Number format of the weights, for example `fp8`.")] = ""
     parameters: Annotated[float | None, Meta(description="Parameters of the model.")] = None
@@ -128,7 +130,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             devices=tuple(self.devices),
             pid=self.pid,
             model=self.model,
-            role=self.role,
+            role=self.role or "unified",
             version=self.version,
             precision=self.precision,
             parameters=self.parameters,
@@ -185,8 +187,15 @@ class Attribution(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Otlp(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The trace receiver at `/v1/traces`."""
+    """The trace receiver at `/v1/traces`, and by gRPC where it is told to listen."""
 
+    grpc_listen: Annotated[
+        str | None,
+        Meta(
+            description="HOST:PORT of a loopback address on which traces come by gRPC, usually 127.0.0.1:4317. "
+            "Needs `pip install 'jouled[grpc]'`."
+        ),
+    ] = None
     forward: Annotated[
         str | None, Meta(description="URL of another collector that gets every span unchanged (OTLP over HTTP).")
     ] = None
@@ -247,7 +256,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything the operator decides.
 
     `power` holds one table for each collector, whose settings are the collector's own; with none of them the daemon
-    looks for what the node has. `sinks` holds one table for each sink, with the sink's own settings.
+    looks for what the node has. `sinks` holds one table for each sink, with the sink's own settings. `receivers` holds
+    the tables `[requests.<name>]` of receivers with settings of their own.
     """
 
     state: State = State()
@@ -262,6 +272,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     attribution: Attribution = Attribution()
     power: dict[str, dict[str, Any]] = {}
     requests: Requests = Requests()
+    receivers: dict[str, dict[str, Any]] = {}
     cost: Price = Price()
     limits: Limits = Limits()
     metrics: Metrics = Metrics()

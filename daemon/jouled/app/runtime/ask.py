@@ -27,8 +27,8 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-def ask(path: Path, route: str, content: dict[str, Any]) -> bytes:
-    """POST to the daemon behind this socket; the body of its answer.
+def ask(path: Path, route: str, content: dict[str, Any] | None = None) -> bytes:
+    """POST to the daemon behind this socket, or GET without content; the body of its answer.
 
     Raises:
         NoDaemonError: no daemon answers there.
@@ -36,7 +36,10 @@ def ask(path: Path, route: str, content: dict[str, Any]) -> bytes:
     """
     connection = _UnixConnection(path)
     try:
-        connection.request("POST", route, msgspec.json.encode(content))
+        if content is None:
+            connection.request("GET", route)
+        else:
+            connection.request("POST", route, msgspec.json.encode(content))
         answer = connection.getresponse()
         body = answer.read()
     except (OSError, http.client.HTTPException) as error:

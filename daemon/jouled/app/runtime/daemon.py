@@ -18,21 +18,23 @@ import jouled
 from jouled.app.config import Config, Paths, RunOptions, paths
 from jouled.app.config.types import Spool
 from jouled.app.runtime.batch import Batch
+from jouled.app.runtime.chronicle import Chronicle
 from jouled.app.runtime.clock import BootClock, ClockState
 from jouled.app.runtime.continuity import Continuity, boot_id, take_up
 from jouled.app.runtime.coverage import CoverageWatch
 from jouled.app.runtime.durable import Durable
-from jouled.app.runtime.ingest import Ingest
-from jouled.app.runtime.last_minutes import LastMinutes, QuarantineRecorder
+from jouled.app.runtime.engines.energy_watch import EnergyWatch
 from jouled.app.runtime.metering import Metering
 from jouled.app.runtime.notify import Notifier
 from jouled.app.runtime.own import OwnCounts
 from jouled.app.runtime.plugins import Plugins, check_types, load_plugins
 from jouled.app.runtime.power import PowerSources
-from jouled.app.runtime.pseudonyms import load_or_make
 from jouled.app.runtime.publisher import Commit, Publisher, restore
-from jouled.app.runtime.recording import Writer
+from jouled.app.runtime.recording.last_minutes import LastMinutes, QuarantineRecorder
+from jouled.app.runtime.recording.recording import Writer
 from jouled.app.runtime.reloads import Reloads
+from jouled.app.runtime.requests.ingest import Ingest
+from jouled.app.runtime.requests.pseudonyms import load_or_make
 from jouled.app.runtime.signals import Signals
 from jouled.core.journal import Journal
 from jouled.model.errors import ConfigurationError, JouledError, SourceState
@@ -44,6 +46,7 @@ from jouled.outputs.secret_file import secret
 from jouled.outputs.store import Limits, Published, ReceiptQuery, Store, StoreError
 
 if TYPE_CHECKING:
+    from jouled.app.runtime.requests.grpc_door import GrpcDoor
     from jouled.app.runtime.sinks import Sinks
     from jouled.outputs.serve import Running
 
@@ -116,6 +119,7 @@ class Daemon:
         self._plugins = _plugins()
         self._power_settings = self._plugins.power_settings(config.power)
         self._sink_settings = self._plugins.sink_settings(config.sinks) if serves else {}
+        self._receiver_settings = self._plugins.receiver_settings(config.receivers)
         check_types(config.engines, self._plugins.engines)
         self._token = secret(config.serve.token_file, "serve.token_file") or None
         self._notifier = Notifier()
@@ -157,6 +161,8 @@ class Daemon:
         self._publisher = Publisher(self._store, published, own)
         self._clock_state = ClockState(boot_id(), clock.offset_ns)
         self._coverage = CoverageWatch()
+        self._energy_watch = EnergyWatch()
+        self._chronicle = Chronicle(self._store)
 
     async def run(self, seconds: float | None, on_stop: Callable[[], None]) -> int:
         """Live until told to stop, for at most so many seconds; `on_stop` is called as the end begins."""
@@ -201,11 +207,12 @@ class Daemon:
 
     async def _open(self, group: asyncio.TaskGroup, stack: contextlib.AsyncExitStack) -> list["asyncio.Task[None]"]:
         """Begin everything beside the sampling; returns the tasks to be ended. Raises `JouledError`."""
-        from jouled.app.runtime.engine_pollers import EnginePollers
-        from jouled.app.runtime.forward import Forwarder
+        from jouled.app.runtime.engines.find import own_hosts
+        from jouled.app.runtime.engines.pages import open_session
+        from jouled.app.runtime.engines.pollers import EnginePollers
         from jouled.app.runtime.front import Front
-        from jouled.app.runtime.pages import open_session
-        from jouled.app.runtime.receivers import Receivers
+        from jouled.app.runtime.requests.forward import Forwarder
+        from jouled.app.runtime.requests.receivers import Receivers
 
         metering = self._metering
         session = await stack.enter_async_context(open_session())
@@ -215,7 +222,7 @@ class Daemon:
             metering.feed,
             session,
             self._config.slo,
-            metering.processes.devices_of,
+            metering.processes,
         )
         stack.callback(engines.stop)
         forward_url = self._config.requests.otlp.forward
@@ -227,7 +234,13 @@ class Daemon:
             store=self._store,
             power=self._power,
             ingest=Ingest(
-                engines.engines, metering.feed, metering.own.reject, metering.clock, metering.wall, self._pseudonyms
+                engines.engines,
+                metering.feed,
+                metering.own.reject,
+                metering.clock,
+                metering.wall,
+                self._pseudonyms,
+                own_hosts(),
             ),
             pseudonyms=self._pseudonyms,
             shows_receipts=self._config.privacy.receipts,
@@ -243,6 +256,9 @@ class Daemon:
         if self._serves:
             # It closes as the end begins: what came then could not be committed any more. Senders send it again.
             stack.push_async_callback((await self._listening()).close)
+            if self._config.requests.otlp.grpc_listen:
+                listen = self._config.requests.otlp.grpc_listen
+                stack.push_async_callback((await self._listening_to_grpc(listen, refused)).close)
         for partition in self._config.partition:
             metering.feed(partition.device())
         engines.start(group, self._config.engines, discover=self._discovers)
@@ -250,7 +266,14 @@ class Daemon:
         tasks += self._sinks.start(group)
         receivers = self._plugins.requests
         told = (self._front.accept, metering.own.reject, engines.engines)
-        tasks += Receivers(receivers, *told, session, self._where.runtime).start(group)
+        tasks += Receivers(
+            receivers,
+            *told,
+            session,
+            self._where.runtime,
+            state_directory=self._where.state,
+            settings=self._receiver_settings,
+        ).start(group)
         if forwarder is not None:
             tasks.append(group.create_task(forwarder.run(), name="forward"))
         if self._companion is not None:
@@ -286,12 +309,29 @@ class Daemon:
         _log.info("jouled %s on %s, books in %s", jouled.__version__, self._listen, self._where.state)
         return server
 
+    async def _listening_to_grpc(self, listen: str, refused: Counter[str]) -> "GrpcDoor":
+        from jouled.app.runtime.requests.grpc_door import GrpcDoor
+
+        file = self._config.serve.web_config_file
+        door = GrpcDoor(
+            self._plugins.grpc_ingests(),
+            self._front.accept,
+            self._front.forward,
+            refused,
+            token=self._token,
+            web_config_file=Path(file) if file else None,
+        )
+        port = await door.start(listen)
+        _log.info("traces by gRPC on port %d of %s", port, listen.rpartition(":")[0])
+        return door
+
     async def _commit_the_rest(self) -> None:
         """The last commit, with what the sources said as they ended."""
         if self._failure is not None:
             return
         self._advance()
         self._continuity.whole_next()
+        self._chronicle.mark_next()
         await self._publish()
         if self._publisher.waiting:
             _log.error("%d receipts are lost: %s", self._publisher.waiting, self._publisher.trouble)
@@ -372,6 +412,7 @@ class Daemon:
         commit = Commit(books=metering.pipeline.books(), own=metering.own, clock=self._clock_state)
         progress = self._continuity.progress()
         self._coverage.look(snapshot)
+        self._energy_watch.look(snapshot)
         if self._serves:
             snapshot = await self._quarantine.look(snapshot)
         outgoing = self._sinks.outgoing(snapshot)
@@ -379,6 +420,7 @@ class Daemon:
         self._durable.end(committed=committed)
         if committed:
             self._sinks.committed(outgoing)
+            await self._chronicle.look(snapshot)
         else:
             self._continuity.lost()
 

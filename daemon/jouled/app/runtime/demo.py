@@ -20,8 +20,8 @@ from msgspec.structs import replace
 from jouled.app.config import Config, EngineConfig, RunOptions, paths
 from jouled.app.config.types import Node, Serve
 from jouled.app.runtime import process
+from jouled.app.runtime.engines.pages import fetch, open_session
 from jouled.app.runtime.grading import Grader, Truth
-from jouled.app.runtime.pages import fetch, open_session
 from jouled.model.errors import JouledError, SourceError
 from jouled.model.parameters import Price, Slo
 from jouled.model.receipt import Receipt

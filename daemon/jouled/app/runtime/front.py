@@ -7,13 +7,13 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from jouled.api import HttpIngest, Received
-from jouled.app.runtime.forward import MARKER, Body, Forwarder
-from jouled.app.runtime.ingest import Ingest
+from jouled.api import GrpcIngest, HttpIngest, Received
 from jouled.app.runtime.metering import Metering
 from jouled.app.runtime.power import PowerSources
-from jouled.app.runtime.pseudonyms import Pseudonyms
 from jouled.app.runtime.publisher import Publisher
+from jouled.app.runtime.requests.forward import MARKER, Body, Forwarder
+from jouled.app.runtime.requests.ingest import Ingest
+from jouled.app.runtime.requests.pseudonyms import Pseudonyms
 from jouled.model.errors import JouledError
 from jouled.model.receipt import Receipt
 from jouled.outputs.serve import Door
@@ -67,9 +67,10 @@ class Front:
             snapshot=lambda: self._publisher.snapshot,
             provisional=self._provisional,
             receipts=self._receipts,
+            history=self._store.history,
             ingests=ingests,
             accept=lambda _receiver, received: self.accept(received),
-            forward=self._forward if self._forwarder else None,
+            forward=self.forward if self._forwarder else None,
             release=self._release,
             forget=self._forget,
             extra=self._extra,
@@ -108,7 +109,8 @@ class Front:
             await self._kept()
         return taken
 
-    def _forward(self, receiver: HttpIngest, body: bytes, headers: Mapping[str, str]) -> None:
+    def forward(self, receiver: HttpIngest | GrpcIngest, body: bytes, headers: Mapping[str, str]) -> None:
+        """Pass a body of traces on to the other collector, if there is one; returns at once."""
         if self._forwarder is not None and receiver.name == _FORWARDED:
             content_type, encoding = headers.get("Content-Type", ""), headers.get("Content-Encoding", "")
             self._forwarder.put(Body(body, content_type, encoding, was_forwarded=MARKER in headers))

@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Sequence
 from jouled.api import Reading
 from jouled.app.runtime.batch import Batch
 from jouled.app.runtime.clock import BootClock
-from jouled.app.runtime.device_processes import DeviceProcesses
-from jouled.app.runtime.last_minutes import LastMinutes
+from jouled.app.runtime.engines.device_processes import DeviceProcesses
 from jouled.app.runtime.own import OwnCounts
-from jouled.app.runtime.recording import Writer
-from jouled.app.runtime.recording_files import RecordingError
+from jouled.app.runtime.recording.files import RecordingError
+from jouled.app.runtime.recording.last_minutes import LastMinutes
+from jouled.app.runtime.recording.recording import Writer
 from jouled.app.runtime.sources import Sources
 from jouled.app.runtime.wall_clock import WallClock
 from jouled.core.journal import Journal
@@ -83,6 +83,7 @@ class Metering:
         self.sources.heard(batch.source, batch.boot_ns + self.clock.offset_ns)
         self.own.reads(batch)
         self.processes.note(batch.readings)
+        self.processes.note_devices(batch.devices)
         for device in batch.devices:
             self.feed(device)
         self._feed_readings(batch.readings)

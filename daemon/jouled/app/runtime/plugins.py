@@ -10,8 +10,10 @@ from msgspec import Struct
 from jouled.api import (
     API_VERSION,
     DatagramIngest,
+    DrainSettings,
     EngineCollector,
     FileFollow,
+    FollowSettings,
     GrpcIngest,
     HttpIngest,
     PageDrain,
@@ -22,8 +24,8 @@ from jouled.api import (
     SinkSettings,
 )
 from jouled.app.config.faults import nearest
-from jouled.app.config.load import settings_for, sink_settings_for
-from jouled.app.config.types import EngineConfig
+from jouled.app.config.load import receiver_settings_for, settings_for, sink_settings_for
+from jouled.app.config.types import EngineConfig, Requests
 from jouled.model.errors import ConfigurationError
 
 POWER, ENGINES, REQUESTS, SINKS = "jouled.power", "jouled.engines", "jouled.requests", "jouled.sinks"
@@ -65,6 +67,10 @@ class Plugins(Struct, frozen=True, kw_only=True):
         """The receivers that are fed by HTTP."""
         return tuple(receiver for receiver in self.requests.values() if isinstance(receiver, HttpIngest))
 
+    def grpc_ingests(self) -> tuple[GrpcIngest, ...]:
+        """The receivers that are fed by gRPC."""
+        return tuple(receiver for receiver in self.requests.values() if isinstance(receiver, GrpcIngest))
+
     def power_settings(
         self, tables: Mapping[str, Mapping[str, Any]], origin: str = "configuration"
     ) -> dict[str, PowerSettings]:
@@ -104,6 +110,29 @@ class Plugins(Struct, frozen=True, kw_only=True):
             sink = self.sinks[kind]
             settings[name] = (sink, sink_settings_for(sink, name, table, origin))
         return settings
+
+    def receiver_settings_types(self) -> dict[str, type[Struct]]:
+        """The settings that receivers have of their own, by name."""
+        types = {name: getattr(receiver, "settings_type", None) for name, receiver in self.requests.items()}
+        return {name: settings_type for name, settings_type in types.items() if settings_type is not None}
+
+    def receiver_settings(
+        self, tables: Mapping[str, Mapping[str, Any]], origin: str = "configuration"
+    ) -> dict[str, Struct]:
+        """The settings of every receiver that has some, defaults where there is no `[requests.<name>]` table.
+
+        `origin` is the file. Raises `ConfigurationError` for a table that belongs to no receiver. One that is broken is
+        left out: it is told already.
+        """
+        types = self.receiver_settings_types()
+        broken = {plugin.name for plugin in self.refused if plugin.group == REQUESTS}
+        for name in tables.keys() - types.keys() - broken:
+            mend = nearest(name, {*types, *Requests.__struct_fields__})
+            raise ConfigurationError(f"{origin}: $.requests.{name}: no receiver with settings has this name", mend=mend)
+        return {
+            name: receiver_settings_for(name, settings_type, tables.get(name, {}), origin)
+            for name, settings_type in types.items()
+        }
 
     def discoverable(self) -> dict[str, PowerSettings]:
         """The power collectors that can look for devices without being configured, with default settings."""
@@ -167,8 +196,8 @@ def _load(entry: metadata.EntryPoint, taken: Mapping[str, Any]) -> Any:
         _check_power(plugin)
     if entry.group == SINKS:
         _check_sink(plugin)
-    if entry.group == REQUESTS and not isinstance(plugin, _RECEIVERS):
-        raise _UnfitError(f"it is none of {', '.join(kind.__name__ for kind in _RECEIVERS)}")
+    if entry.group == REQUESTS:
+        _check_receiver(plugin)
     return plugin
 
 
@@ -182,6 +211,25 @@ def _check_power(plugin: Any) -> None:
 def _check_sink(plugin: Any) -> None:
     if not (isinstance(plugin.settings_type, type) and issubclass(plugin.settings_type, SinkSettings)):
         raise _UnfitError("its settings_type is no SinkSettings")
+
+
+def _check_receiver(plugin: Any) -> None:
+    if not isinstance(plugin, _RECEIVERS):
+        raise _UnfitError(f"it is none of {', '.join(kind.__name__ for kind in _RECEIVERS)}")
+    for kind, settings in ((FileFollow, FollowSettings), (PageDrain, DrainSettings)):
+        if isinstance(plugin, kind) and not issubclass(plugin.settings_type, settings):
+            raise _UnfitError(f"its settings_type is no {settings.__name__}")
+    settings_type = getattr(plugin, "settings_type", None)
+    if settings_type is not None and not _has_defaults(settings_type):
+        raise _UnfitError("its settings need a default each: without a table it has none")
+
+
+def _has_defaults(settings_type: type[Struct]) -> bool:
+    try:
+        msgspec.convert({}, settings_type)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _package(entry: metadata.EntryPoint) -> str:

@@ -19,7 +19,7 @@ from jouled.api import HasParts, PowerCollector, PowerSettings, PowerSource, Rea
 from jouled.app.runtime.clock import BootClock
 from jouled.model.device import Device
 from jouled.model.errors import SourceError, SourceState
-from jouled.model.readings import EnergyReading, PowerReading
+from jouled.model.readings import DeviceStatus, EnergyReading, PowerReading
 
 TIMEOUT_SECONDS = 10.0
 
@@ -34,7 +34,8 @@ _KILL_SECONDS = 1.0
 class Probe(Struct, frozen=True, kw_only=True):
     """What one look at a power source found.
 
-    read_seconds: the time of one read; readings are of that read. parts: those of its parts that do not work.
+    read_seconds: the time of one read; readings are of that read. processes: those that compute on each device. parts:
+    those of its parts that do not work.
     """
 
     source: str
@@ -46,6 +47,7 @@ class Probe(Struct, frozen=True, kw_only=True):
     read_seconds: float | None = None
     energies: tuple[EnergyReading, ...] = ()
     powers: tuple[PowerReading, ...] = ()
+    processes: dict[str, tuple[int, ...]] = {}
     parts: tuple["Probe", ...] = ()
 
 
@@ -166,6 +168,7 @@ def _found(
         read_seconds=read_seconds,
         energies=tuple(reading for reading in readings if isinstance(reading, EnergyReading)),
         powers=tuple(reading for reading in readings if isinstance(reading, PowerReading)),
+        processes={reading.device: reading.processes for reading in readings if isinstance(reading, DeviceStatus)},
         parts=parts,
     )
 

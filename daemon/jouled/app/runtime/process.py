@@ -12,7 +12,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from jouled.app.config import Config, RunOptions
-from jouled.app.runtime import log
+from jouled.app.runtime import heap, log
 from jouled.app.runtime.daemon import STOP_SECONDS, Companion, Daemon
 from jouled.app.runtime.reloads import Reloads
 from jouled.app.runtime.signals import Signals
@@ -43,6 +43,7 @@ def run(
     """
     log.set_up()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold tokens and ids
+    heap.keep_small()
     reloads, signals = Reloads(config, reread), Signals()
     with asyncio.Runner() as runner:
         while True:

@@ -8,10 +8,11 @@ from jouled.core.accounting.counters import BoundedLabel, CounterTable, Histogra
 from jouled.core.accounting.deadlines import tokens_in_time
 from jouled.core.accounting.request_counters import RequestCounters
 from jouled.core.accounting.verdicts import verdict_of
+from jouled.core.attribution.roles import counts_generation
 from jouled.model.device import Quality
 from jouled.model.parameters import Parameters
 from jouled.model.receipt import Receipt
-from jouled.model.requests import RequestEvent
+from jouled.model.requests import Outcome, RequestEvent
 from jouled.model.snapshot import Owner
 from jouled.model.units import NANOSECONDS_PER_SECOND, joules
 
@@ -69,12 +70,13 @@ class Account:
         """A request is final. Its compute energy has been booked before; the other components are now.
 
         A guess stays in its receipt and with its owners: of its request, series without a quality label count only
-        what has nothing to do with energy.
+        what has nothing to do with energy. Energy is counted with both halves of a request, tokens with one.
         """
         model, energy_uj = self.model(receipt.model), components.compute_uj
+        generated = event.generation_tokens if counts_generation(receipt.role) else 0
         measured = receipt.quality is not Quality.ESTIMATED
         counters = self._request_counters(receipt.engine, model)
-        counters.book(event, components if measured else None)
+        counters.book(event, components if measured else None, receipt.role)
         keeps = self.parameters.keep_receipts
         if keeps:
             self.recent.append(receipt)
@@ -85,11 +87,11 @@ class Account:
         if not measured:
             return
         if receipt.tier:
-            counters.book_tier(receipt.tier, event.generation_tokens, energy_uj)
+            counters.book_tier(receipt.tier, generated, energy_uj)
         if self.parameters.by_tenant:
             tenant = self._tenants.bound(event.tenant)
             self.counters.add("tenant_energy_joules_total", (tenant, model), energy_uj)
-            self.counters.add("tenant_tokens_total", (tenant, model), event.generation_tokens)
+            self.counters.add("tenant_tokens_total", (tenant, model), generated)
         histogram = self.request_energy.get(model)
         if histogram is None:
             histogram = self.request_energy[model] = HistogramBook()
@@ -110,13 +112,17 @@ class Account:
 
     def _book_slos(self, event: RequestEvent, receipt: Receipt, model: str, energy_uj: int) -> None:
         engine, add = receipt.engine, self.counters.add
+        is_counted = counts_generation(receipt.role)
         for slo in self.parameters.slos:
             labels = (slo.name, engine, model, verdict_of(event.outcome, good=receipt.good[slo.name]).value)
-            add("slo_requests_total", labels, 1)
+            if is_counted or event.outcome is not Outcome.COMPLETED:
+                add("slo_requests_total", labels, 1)
             if receipt.quality is Quality.ESTIMATED:
                 continue
-            add("slo_tokens_total", labels, event.generation_tokens)
             add("slo_energy_joules_total", labels, energy_uj)
+            if not is_counted:
+                continue
+            add("slo_tokens_total", labels, event.generation_tokens)
             if slo.ttft is not None and slo.tpot is not None:
                 in_time = tokens_in_time(event, slo.ttft, slo.tpot)
                 add("slo_deadline_tokens_total", (slo.name, engine, model), in_time)

@@ -8,8 +8,10 @@ from jouled.core.accounting.verdicts import Tiers, is_good, tpot_seconds
 from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.group import Final
 from jouled.core.attribution.request import Prefix, Request
+from jouled.core.attribution.roles import HALVES
 from jouled.core.attribution.uncertainty import Bands, Doubt
 from jouled.model.device import Quality
+from jouled.model.engine import Engine
 from jouled.model.parameters import Parameters, Price
 from jouled.model.receipt import Receipt
 from jouled.model.requests import RequestEvent
@@ -47,7 +49,7 @@ class Receipts:
             flags = (*flags, "idle_estimated")
         return _receipt(
             request,
-            self._book.engine.model,
+            self._book.engine,
             self._parameters,
             self._tiers,
             total,
@@ -94,7 +96,7 @@ def provisional_receipt(
     total = round(prefill + decode + resident, 6)
     return _receipt(
         request,
-        book.engine.model,
+        book.engine,
         parameters,
         Tiers(parameters.tiers),
         total,
@@ -111,7 +113,7 @@ def provisional_receipt(
 
 def _receipt(
     request: Request,
-    model: str,
+    engine: Engine,
     parameters: Parameters,
     tiers: Tiers,
     total: float,
@@ -136,7 +138,7 @@ def _receipt(
     return Receipt(
         event.id,
         event.engine,
-        model,
+        engine.model,
         event.outcome,
         arrival_ns + wall_offset_ns,
         first_ns + wall_offset_ns,
@@ -173,6 +175,7 @@ def _receipt(
         event.tenant,
         event.adapter,
         event.preemptions,
+        engine.role if engine.role in HALVES else "",
     )
 
 

@@ -2,6 +2,7 @@
 
 from jouled.core.accounting.components import Components
 from jouled.core.accounting.counters import CounterTable
+from jouled.core.attribution.roles import counts_generation, counts_prompt
 from jouled.model.requests import Outcome, RequestEvent
 from jouled.model.snapshot import Labels
 
@@ -25,19 +26,26 @@ class RequestCounters:
         self._tiers: dict[str, Labels] = {}
         self._engine, self._model = engine, model
 
-    def book(self, event: RequestEvent, components: Components | None) -> None:
-        """Count a request: outcome, tokens, and of its energy (`components`; `None`: a guess) what is known."""
+    def book(self, event: RequestEvent, components: Components | None, role: str = "") -> None:
+        """Count a request: outcome, tokens, and of its energy (`components`; `None`: a guess) what is known.
+
+        Of halves the prompt is counted with the one, the generated tokens and the request with the other; a request
+        that ended before it came to a decode pool is counted where it ended.
+        """
         requests, tokens, energy = self._requests, self._tokens, self._energy
-        outcome = self._outcomes[event.outcome]
-        requests[outcome] = requests.get(outcome, 0) + 1
-        computed = event.prompt_tokens
-        cached = event.cached_prompt_tokens
-        if cached:
-            cached = min(cached, computed)
-            tokens[self._cached] += cached
-            computed -= cached
-        tokens[self._computed] += computed
-        tokens[self._generated] += event.generation_tokens
+        if counts_generation(role) or event.outcome is not Outcome.COMPLETED:
+            outcome = self._outcomes[event.outcome]
+            requests[outcome] = requests.get(outcome, 0) + 1
+        if counts_prompt(role):
+            computed = event.prompt_tokens
+            cached = event.cached_prompt_tokens
+            if cached:
+                cached = min(cached, computed)
+                tokens[self._cached] += cached
+                computed -= cached
+            tokens[self._computed] += computed
+        if counts_generation(role):
+            tokens[self._generated] += event.generation_tokens
         if components is None:
             return
         compute, host, residual, surplus = self._components

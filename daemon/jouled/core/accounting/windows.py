@@ -6,13 +6,16 @@ from collections import deque
 from jouled.model.units import nanoseconds
 
 WINDOW_NS = nanoseconds(60.0)
+AT_FINISH_WINDOW_NS = nanoseconds(600.0)
+"""For tokens that are counted when a request finishes: over less than several requests' length they come in bursts."""
 KEEP_NS = nanoseconds(1300.0)
 
 
 class RatioWindow:
-    """Samples of cumulative quantities over time; the increase of each over the last minute."""
+    """Samples of cumulative quantities over time; the increase of each over the last minute, or another `span_ns`."""
 
     def __init__(self) -> None:
+        self.span_ns = WINDOW_NS
         self._times: deque[int] = deque()
         self._values: deque[dict[str, float]] = deque()
 
@@ -22,7 +25,7 @@ class RatioWindow:
             return
         self._times.append(t_ns)
         self._values.append(values)
-        while len(self._times) > 2 and self._times[1] <= t_ns - WINDOW_NS:
+        while len(self._times) > 2 and self._times[1] <= t_ns - self.span_ns:
             self._times.popleft()
             self._values.popleft()
 

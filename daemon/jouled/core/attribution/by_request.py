@@ -10,7 +10,18 @@ from jouled.model.units import NANOSECONDS_PER_SECOND
 
 SAME_ARRIVAL_NS = NANOSECONDS_PER_SECOND
 
+RESPONSE_PREFIXES = ("chatcmpl-", "cmpl-")
+"""What OpenAI's interface, and vLLM with the client's X-Request-Id, put before the id of a response."""
+
 Thing = TypeVar("Thing")
+
+
+def bare_id(request_id: str) -> str:
+    """A request's id as its client knows it: vLLM answers `chatcmpl-<id>`, and to one prompt `cmpl-<id>-0`."""
+    if not request_id.startswith(RESPONSE_PREFIXES):
+        return request_id
+    prefix, _, bare = request_id.partition("-")
+    return bare.removesuffix("-0") if prefix == "cmpl" else bare
 
 
 class ByRequest(Generic[Thing]):
@@ -26,29 +37,30 @@ class ByRequest(Generic[Thing]):
         return bool(self._by_id)
 
     def __iter__(self) -> Iterator[tuple[str, int, Thing]]:
-        """Id, arrival and thing of each; what is taken meanwhile changes nothing."""
+        """Bare id, arrival and thing of each; what is taken meanwhile changes nothing."""
         return iter([(key, arrival_ns, thing) for key, kept in self._by_id.items() for arrival_ns, thing in kept])
 
     def get(self, request_id: str, arrival_ns: int) -> Thing | None:
         """What is kept for a request; `None` if nothing is."""
-        for known_ns, thing in self._by_id.get(request_id, ()):
+        for known_ns, thing in self._by_id.get(bare_id(request_id), ()):
             if abs(known_ns - arrival_ns) <= SAME_ARRIVAL_NS:
                 return thing
         return None
 
     def put(self, request_id: str, arrival_ns: int, thing: Thing) -> None:
         """Keep something for a request that has nothing yet."""
-        self._by_id.setdefault(request_id, []).append((arrival_ns, thing))
+        self._by_id.setdefault(bare_id(request_id), []).append((arrival_ns, thing))
 
     def take(self, request_id: str, arrival_ns: int) -> Thing | None:
         """What is kept for a request, for the last time."""
-        kept = self._by_id.get(request_id)
+        key = bare_id(request_id)
+        kept = self._by_id.get(key)
         if kept is None:
             return None
         for index, (known_ns, thing) in enumerate(kept):
             if abs(known_ns - arrival_ns) <= SAME_ARRIVAL_NS:
                 del kept[index]
                 if not kept:
-                    del self._by_id[request_id]
+                    del self._by_id[key]
                 return thing
         return None

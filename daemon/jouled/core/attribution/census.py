@@ -125,6 +125,12 @@ class Look:
         self.least += start_ns <= self.t_ns - SKEW_NS and self.t_ns < last_ns
         self.unscheduled += not scheduled
 
+    def unmet(self, start_ns: int, last_ns: int, *, scheduled: bool) -> None:
+        """It was not, as its times are known otherwise now."""
+        self.most -= 1
+        self.least -= start_ns <= self.t_ns - SKEW_NS and self.t_ns < last_ns
+        self.unscheduled -= not scheduled
+
 
 class Spans:
     """The 99.9th percentile of how long requests stayed untold (seen minus service start) over the last hour."""
@@ -219,6 +225,22 @@ class Census:
         needed_ns = seen_ns - RECENT_NS if seen_ns - RECENT_NS > last_look_ns else last_look_ns
         while recent and recent[0][1] + SKEW_NS <= needed_ns:
             recent.popleft()
+
+    def untold(self, start_ns: int, last_ns: int, *, scheduled: bool) -> None:
+        """A request that has become known is known otherwise now: undo what `known` did with these times."""
+        times, end_ns = self._times, last_ns + SKEW_NS
+        index = bisect_left(times, start_ns)
+        while index < len(times) and times[index] < end_ns:
+            self.looks[index].unmet(start_ns, last_ns, scheduled=scheduled)
+            index += 1
+        recent, wanted = self._recent, (start_ns, last_ns, scheduled)
+        for back, told in enumerate(reversed(recent), start=1):
+            if told == wanted:
+                del recent[-back]
+                return
+
+    def waited(self, start_ns: int, seen_ns: int) -> None:
+        """A request that began then was told of for the first time."""
         if self._first_ns is not None and start_ns >= self._first_ns:
             self._spans.add(seen_ns, seen_ns - start_ns)
 

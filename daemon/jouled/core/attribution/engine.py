@@ -24,6 +24,7 @@ from jouled.core.attribution.roles import Served, served
 from jouled.core.attribution.service_start import KEEP_CELLS, SHORTEST_PREFILL_NS, ServiceStart
 from jouled.core.attribution.sharing import SharedTime
 from jouled.core.attribution.step_clock import CHUNK_TOKENS, StepClock
+from jouled.core.attribution.tellings import described, merged
 from jouled.core.attribution.uncertainty import Doubt
 from jouled.core.attribution.work import Work
 from jouled.model.engine import Engine, EngineSample
@@ -100,6 +101,7 @@ class EngineBook:
     def describe(self, engine: Engine) -> None:
         """The engine told more of itself (its model, its version)."""
         self.engine = engine
+        self.lost.describe(engine.counter_semantics)
         priors = betas(engine)
         if priors != self.betas:
             self.betas = self._prices = priors
@@ -136,20 +138,48 @@ class EngineBook:
         """Take a request that ended; returns `late` or `before_start` if part of its time is closed already."""
         self.in_flight.ended(event)
         self.silence.told()
+        part = self._expect(event)
+        self.census.waited(part.earliest_ns, event.seen_ns or event.last_token_ns)
+        floor = self.next_cell
+        if floor is None or start_of(floor) <= part.earliest_ns:
+            return ""
+        if cell_of(part.earliest_ns) < self._first_cell:
+            return "before_start"
+        self.lost.told_late(event, start_of(floor))
+        return "late"
+
+    def amended(self, known: RequestEvent, event: RequestEvent) -> RequestEvent:
+        """Another telling of a request; returns what is known of it now.
+
+        Before its service start is swept all of it counts, later the names alone: its energy is being shared.
+        """
+        part = self._pending.remove(known, cell_of(served(known, self.engine.role).earliest_ns))
+        if part is not None:
+            return self._told_otherwise(part, merged(known, event))
+        named = described(known, event)
+        for request in self.open:
+            if request.event is known:
+                request.event = named
+                return named
+        cell = self._pending.cell_of(known)  # it came late, or its turn was put off
+        part = None if cell is None else self._pending.remove(known, cell)
+        return known if part is None else self._told_otherwise(part, merged(known, event))
+
+    def _told_otherwise(self, part: Served, event: RequestEvent) -> RequestEvent:
+        known = part.event
+        self.census.untold(part.earliest_ns, part.last_ns, scheduled=known.scheduled_ns is not None)
+        self._starts.unknown(known.first_token_ns)
+        self._expect(event)
+        return event
+
+    def _expect(self, event: RequestEvent) -> Served:
+        """Let a request wait for the cell of its service start, or for the next one to be swept."""
         part = served(event, self.engine.role)
         seen_ns = event.seen_ns or event.last_token_ns
         self.census.known(part.earliest_ns, part.last_ns, seen_ns, scheduled=event.scheduled_ns is not None)
         self._starts.known(event.first_token_ns)
-        cell = cell_of(part.earliest_ns)
-        floor = self.next_cell
-        if floor is None or cell >= floor:
-            self._pending.add(cell, part)
-            return ""
-        self._pending.add(floor, part)
-        if cell < self._first_cell:
-            return "before_start"
-        self.lost.told_late(event, start_of(floor))
-        return "late"
+        self._pending.add(max(cell_of(part.earliest_ns), self.next_cell or 0), part)
+        return part
 
     # when cells may close
 

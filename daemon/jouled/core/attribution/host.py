@@ -54,13 +54,22 @@ class HostBook:
 
     def drop(self, engine: str) -> None:
         """An engine is gone, or its attribution failed: nobody can claim its part."""
+        self._activities.pop(engine, None)
         share = self._shares.pop(engine, None)
         if share is not None:
             self.unattributed_uj += share.skip() + share.release()
 
     def sample(self, sample: EngineSample) -> None:
         """Take a look at an engine."""
-        self._activities.setdefault(sample.engine, Activity()).take(sample)
+        activity = self._activities.setdefault(sample.engine, Activity())
+        activity.take(sample)
+        if sample.engine not in self._shares or not self._reads:
+            activity.forget_before(sample.t_ns)  # nothing is parted, so nothing else would
+
+    @property
+    def _reads(self) -> bool:
+        """Whether there is energy to be parted."""
+        return any(meter.curve for meter in self._meters.values())
 
     # what is closed
 
@@ -98,7 +107,7 @@ class HostBook:
     def take(self, engine: str, begin: int, rows: Sequence[Row], now_ns: int) -> None:
         """An engine closes a range of cells: part the host's energy up to its end and give its residents theirs."""
         share = self._shares.get(engine)
-        if share is None or not any(meter.curve for meter in self._meters.values()):
+        if share is None or not self._reads:
             return
         self._advance(begin, begin + len(rows), now_ns)
         idle_uj, unattributed_uj = share.take(begin, rows)

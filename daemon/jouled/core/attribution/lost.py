@@ -59,6 +59,10 @@ class LostWork:
         self._requests = 0
         self._computed_only = True
 
+    def describe(self, semantics: CounterSemantics) -> None:
+        """The page turned out to count otherwise."""
+        self._semantics = semantics
+
     def begin(self, census: Census) -> None:
         """A range begins: see what the page counts."""
         self._computed_only = self._semantics.prompt == "computed" or census.counts_cached
@@ -74,8 +78,7 @@ class LostWork:
                 continue
             if by_step:
                 # What the load does not spread over decode: the first token, or all that came at once.
-                generated = request.event.generation_tokens
-                row.generation_expected += first if work.decode_rate else max(generated - 1 + first, 0)
+                row.generation_expected += first if work.decode_rate else max(work.generated - 1 + first, 0)
             if prompt_first:
                 row.prompt_expected += work.computed if self._computed_only else work.prompt
             if work.computed > 0:
@@ -89,8 +92,7 @@ class LostWork:
             if request.flags and IN_FLIGHT in request.flags:
                 continue
             if semantics.generation_at == "finish":
-                tokens = request.event.generation_tokens
-                row.generation_expected += max(tokens - (semantics.generation != "all"), 0)
+                row.generation_expected += max(request.work.generated - (semantics.generation != "all"), 0)
             if semantics.prompt_at == "finish":
                 row.prompt_expected += request.work.computed if self._computed_only else request.work.prompt
 

@@ -38,6 +38,22 @@ class Pending:
             waiting.sort(key=_order)
         return waiting
 
+    def remove(self, event: RequestEvent, cell: int) -> Served | None:
+        """Take out the part that an event told of, which waits for this cell; `None` if none does."""
+        waiting = self._by_cell.get(cell, ())
+        for index, part in enumerate(waiting):
+            if part.event is event:
+                del self._by_cell[cell][index]
+                if not self._by_cell[cell]:
+                    del self._by_cell[cell]
+                return part
+        return None
+
+    def cell_of(self, event: RequestEvent) -> int | None:
+        """The cell for which the part of an event waits, sought in all of them; `None` if it does not wait."""
+        waiting = ((cell, part) for cell, parts in self._by_cell.items() for part in parts)
+        return next((cell for cell, part in waiting if part.event is event), None)
+
     def cells_before(self, cell: int) -> list[int]:
         """The cells before this one for which somebody waits, in order."""
         return sorted(key for key in self._by_cell if key < cell)

@@ -4,10 +4,47 @@ Each pool attributes its half under the same request and trace id; neither waits
 section 5).
 """
 
+from jouled.api import EnginePage
 from jouled.model.requests import RequestEvent
 from jouled.model.units import NANOSECONDS_PER_MILLISECOND
 
 PREFILL_ROLE, DECODE_ROLE = "prefill", "decode"
+HALVES = frozenset({PREFILL_ROLE, DECODE_ROLE})
+FRONTEND_ROLE = "frontend"
+"""What hands requests to engines that are counted by themselves: it computes nothing and counts nothing."""
+
+FEWEST_REQUESTS = 20
+MOST_OF_A_POOL = 0.8
+"""Of its prompt tokens a decode pool computes those of requests that came to it alone, and the last one of each."""
+
+
+def counts_prompt(role: str) -> bool:
+    """Whether the prompt tokens of an engine are counted with it: a decode pool's were computed by another."""
+    return role not in {DECODE_ROLE, FRONTEND_ROLE}
+
+
+def counts_generation(role: str) -> bool:
+    """Whether the generated tokens of an engine, and requests by their end, are counted with it.
+
+    The one token that a prefill pool makes is made again by the decode pool, or handed on and counted there.
+    """
+    return role not in {PREFILL_ROLE, FRONTEND_ROLE}
+
+
+def role_by_counters(page: EnginePage) -> str:
+    """The role that counters since the engine's start show; empty as long as they show none.
+
+    The prompts of a decode pool came as KV cache; of a request a prefill pool makes one token. To be asked of engines
+    that move KV caches alone: one that classifies makes one token of each request, too.
+    """
+    finished, prompt = page.requests_finished or 0, page.prompt_tokens or 0
+    if finished < FEWEST_REQUESTS or not prompt:
+        return ""
+    if (page.transferred_prompt_tokens or 0) >= MOST_OF_A_POOL * prompt:
+        return DECODE_ROLE
+    begun = finished + (page.requests_running or 0)
+    made_one_each = page.generation_tokens is not None and page.generation_tokens <= begun
+    return PREFILL_ROLE if made_one_each and not page.transferred_prompt_tokens else ""
 
 
 class Served:

@@ -39,6 +39,17 @@ class ServiceStart:
             self._first_tokens[cell] = [first_ns]
             insort(self._cells, cell)
 
+    def unknown(self, first_ns: int) -> None:
+        """It is known otherwise now."""
+        cell = first_ns // CELL_NS
+        known = self._first_tokens.get(cell)
+        if known is None or first_ns not in known:
+            return
+        known.remove(first_ns)
+        if not known:
+            del self._first_tokens[cell]
+            self._cells.remove(cell)
+
     def start_ns(self, earliest_ns: int, first_ns: int, computed: int) -> int:
         """Service start of a request that could not start before `earliest_ns` (scheduled, else arrival)."""
         latest_ns = first_ns - SHORTEST_PREFILL_NS

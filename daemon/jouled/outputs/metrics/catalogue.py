@@ -192,7 +192,8 @@ ENGINES = (
         "live",
         ("engine", "model_name", "kind"),
         "tokens",
-        "Tokens by the engine's own counters: prompt_computed, prompt_cached, generation.",
+        "Tokens by the engine's own counters: prompt_computed, prompt_cached, generation. Of pools that share requests"
+        " the prompt is counted with prefill and generation with decode.",
     ),
     _info(
         "engine_info",
@@ -207,8 +208,27 @@ ENGINES = (
             "gpus",
             "driver",
             "url",
+            "kv_connector",
+            "speculation",
+            "token_counters",
         ),
-        "What an engine is; joins a change in efficiency to a change in software.",
+        "What an engine is; joins a change in efficiency to a change in software. token_counters: live, or at_finish"
+        " where generated tokens are counted when their request finishes: rates over less than several requests'"
+        " length then come in bursts.",
+    ),
+    _gauge("engine_devices", "own", ("engine",), "devices", "Devices that the engine runs on."),
+    _joules(
+        "engine_reported_energy_joules_total",
+        "live",
+        ("engine",),
+        "Energy of its accelerators by the engine's own meter, where it has one; for comparison, never for the books.",
+    ),
+    _gauge(
+        "engine_energy_check_ratio",
+        "live",
+        ("engine",),
+        "ratio",
+        "Energy by the engine's own meter over that of the meters of its devices, in the last whole minute.",
     ),
 )
 
@@ -239,7 +259,7 @@ BOOKS = (
         "book",
         ("engine", "model_name", "outcome"),
         "requests",
-        "Finished requests by outcome: completed, cancelled, failed.",
+        "Finished requests by outcome: completed, cancelled, failed. One that pools shared counts with decode.",
     ),
     _counter(
         "request_tokens_total",
@@ -247,6 +267,15 @@ BOOKS = (
         ("engine", "model_name", "kind"),
         "tokens",
         "Tokens of finished requests as their events told; over jouled_engine_tokens_total it is the event coverage.",
+    ),
+    _counter(
+        "unreported_tokens_total",
+        "book",
+        ("engine", "model_name", "kind"),
+        "tokens",
+        "Tokens that the engine counted and no request event told of (client aborts, dropped or sampled spans), by"
+        " kind: prompt (computed and cached), generation. With the tokens of events and those in flight it adds up to"
+        " the engine's counters; the energy behind it is that of owner unreported.",
     ),
     _joules(
         "attributed_energy_joules_total",
@@ -333,7 +362,8 @@ EFFICIENCY = (
         "live",
         ("boundary",),
         "tokens_per_joule",
-        "Generated tokens per joule over the last 60 s; the same figure is tokens per second per watt.",
+        "Generated tokens per joule over the last 60 s, or over the last 10 min while an engine counts tokens at"
+        " finish only (jouled_engine_info, token_counters); the same figure is tokens per second per watt.",
     ),
     _gauge(
         "good_tokens_per_joule",
@@ -413,6 +443,13 @@ OWN = (
         "events",
         "Request events that came after their time was closed in the books.",
     ),
+    _counter(
+        "merged_events_total",
+        "own",
+        ("engine",),
+        "events",
+        "Request events that told once more of a request, as a gateway and the engine do; it counts once.",
+    ),
     _counter("rejected_events_total", "own", ("reason",), "events", "Request events and readings that were refused."),
     _counter(
         "forwarded_bodies_total",
@@ -456,7 +493,7 @@ OWN = (
         "own",
         ("reason",),
         "requests",
-        "Requests and connections that the daemon's own port refused: wrong_credentials, too_many_guesses,"
+        "Requests and connections that the daemon's own ports refused: wrong_credentials, too_many_guesses,"
         " connections, header_too_slow and others, else the name of the HTTP status.",
     ),
     _counter(

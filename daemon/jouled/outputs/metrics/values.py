@@ -18,6 +18,7 @@ def values_of(snapshot: Snapshot, version: str) -> dict[str, Values]:
         **snapshot.gauges,
         "build_info": {(version, platform.python_version()): 1.0},
         "device_info": {_device_labels(view): 1.0 for view in (*snapshot.devices, *snapshot.meters)},
+        "engine_devices": {(view.engine.name,): float(len(view.engine.devices)) for view in snapshot.engines},
         "engine_info": {_engine_labels(view.engine): 1.0 for view in snapshot.engines},
         "source_up": {(view.source,): float(view.state is SourceState.OK) for view in snapshot.sources},
         "source_state": {
@@ -57,6 +58,9 @@ def _engine_labels(engine: Engine) -> Labels:
         ",".join(engine.devices),
         engine.driver,
         without_credentials(engine.url),
+        engine.kv_connector,
+        engine.speculation,
+        engine.counter_semantics.moves,
     )
 
 

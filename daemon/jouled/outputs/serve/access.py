@@ -103,11 +103,12 @@ def is_loopback(host: str) -> bool:
 async def _check_credentials(request: web.Request, caller: Caller, now: Web) -> None:
     """Whatever of users, token, client certificate and place stands for the caller."""
     authenticator = request.app[AUTHENTICATOR]
+    header = request.headers.get("Authorization")
     is_open = request.path in OPEN_PATHS
     asks_token = bool(authenticator.token) and not is_open
     if now.passwords is not None:
         peer = peer_of(_host_of_peer(request))
-        return await authenticator.check(request, peer, now.passwords, takes_token=asks_token)
+        return await authenticator.check(header, peer, now.passwords, takes_token=asks_token)
     if is_open:
         return None
     if caller is Caller.LOOPBACK:
@@ -121,7 +122,7 @@ async def _check_credentials(request: web.Request, caller: Caller, now: Web) -> 
             " or web_config_file in [serve], or ask from this host by 127.0.0.1 or the Unix socket",
         )
     if asks_token:
-        await authenticator.check(request, peer_of(_host_of_peer(request)), None, takes_token=True)
+        await authenticator.check(header, peer_of(_host_of_peer(request)), None, takes_token=True)
     return None
 
 

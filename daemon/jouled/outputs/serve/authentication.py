@@ -17,8 +17,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from http import HTTPStatus
 
-from aiohttp import web
-
 from jouled.model.errors import ConfigurationError
 from jouled.outputs.serve.answers import Refusal
 from jouled.outputs.serve.limits import Guesses
@@ -104,13 +102,12 @@ class Authenticator:
         self._guesses = Guesses()
         self._tokens = Verdicts()
 
-    async def check(self, request: web.Request, peer: str, passwords: Passwords | None, *, takes_token: bool) -> None:
-        """Let pass a user with its password, or the token where it is taken.
+    async def check(self, header: str | None, peer: str, passwords: Passwords | None, *, takes_token: bool) -> None:
+        """Let pass a user with its password, or the token where it is taken; `header` is `Authorization`.
 
         Raises:
             Refusal: there are no credentials, or wrong ones, or there were too many wrong ones of this peer.
         """
-        header = request.headers.get("Authorization")
         if header is None:
             raise _unauthorized("no_credentials", passwords, takes_token=takes_token)
         _check_guesses(peer, self._guesses)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jouled.api import HttpIngest, Received
+from jouled.model.history import History
 from jouled.model.receipt import Receipt
 from jouled.model.snapshot import Snapshot
 from jouled.outputs.store import ReceiptQuery
@@ -16,7 +17,8 @@ class Door:
     """Everything behind the server.
 
     snapshot: the last committed one. provisional: a request that is not final yet, by response id or bare
-    X-Request-Id. receipts: final receipts from the store. accept: hands what was decoded to the core and returns what
+    X-Request-Id. receipts: final receipts from the store. history: marks and changes from a time on, `None`: none
+    are kept. accept: hands what was decoded to the core and returns what
     was really taken, with rejections added. forward: passes a raw body with its headers on; returns at once.
     release: lets go of the devices for so many seconds. forget: removes a tenant's receipts, returns how many.
     extra: more for the page, such as the demo's grading. health, ready: whether, and a sentence why. token: asked of
@@ -38,3 +40,4 @@ class Door:
     token: str | None
     refused: Counter[str] = field(default_factory=Counter)
     off: frozenset[str] = frozenset()
+    history: Callable[[int], Awaitable[History]] | None = None

@@ -1,6 +1,7 @@
 """What is told to the daemon: one POST route for each receiver."""
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
 
 from aiohttp import web
@@ -10,10 +11,10 @@ from jouled.outputs.serve.answers import Handler, Refusal
 from jouled.outputs.serve.bodies import check_encoding, inflate, read_body
 from jouled.outputs.serve.door import Door
 
-_IN_THE_LOOP_BYTES = 32 * 1024
+IN_THE_LOOP_BYTES = 32 * 1024
 """Bodies up to this size are decoded at once (about a millisecond), larger ones in a thread."""
 
-_LARGE_AT_ONCE = 2
+LARGE_AT_ONCE = 2
 """Large bodies being decoded at the same time: bounds the memory that senders can claim."""
 
 _LARGE_HELD = 4
@@ -28,7 +29,7 @@ _NAMED_IN_ANSWER = 100
 def ingest_handler(door: Door, ingest: HttpIngest) -> Handler:
     """The handler of one receiver's path."""
     held = asyncio.Semaphore(_LARGE_HELD)
-    large = asyncio.Semaphore(_LARGE_AT_ONCE)
+    large = asyncio.Semaphore(LARGE_AT_ONCE)
     seen_types: set[str] = set()
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -40,7 +41,7 @@ def ingest_handler(door: Door, ingest: HttpIngest) -> Handler:
                 f" send {' or '.join(ingest.content_types)}",
             )
         zipped = check_encoding(request.headers.get("Content-Encoding", ""))
-        if request.content_length is not None and request.content_length <= _IN_THE_LOOP_BYTES:
+        if request.content_length is not None and request.content_length <= IN_THE_LOOP_BYTES:
             received = await receive(request, zipped, content_type)
         else:
             async with held:
@@ -52,7 +53,7 @@ def ingest_handler(door: Door, ingest: HttpIngest) -> Handler:
         if door.forward is not None:
             door.forward(ingest, raw, request.headers)
         # The first body of a type may make its receiver import a library, which takes longer than the loop may wait.
-        if zipped or len(raw) > _IN_THE_LOOP_BYTES or request.content_type not in seen_types:
+        if zipped or len(raw) > IN_THE_LOOP_BYTES or request.content_type not in seen_types:
             seen_types.add(request.content_type)
             async with large:
                 return await asyncio.to_thread(_decode, ingest, raw, zipped, content_type)
@@ -63,8 +64,17 @@ def ingest_handler(door: Door, ingest: HttpIngest) -> Handler:
 
 def _decode(ingest: HttpIngest, raw: bytes, zipped: bool, content_type: str) -> Received:
     body = inflate(raw) if zipped else raw
+    return decoded(lambda: ingest.decode(body, content_type))
+
+
+def decoded(decode: Callable[[], Received]) -> Received:
+    """What a receiver makes of a body.
+
+    Raises:
+        Refusal: it cannot be read, or holds too much.
+    """
     try:
-        return ingest.decode(body, content_type)
+        return decode()
     except TooManyRecordsError as error:
         raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error), accepted=0) from error
     except MalformedBodyError as error:
@@ -73,8 +83,12 @@ def _decode(ingest: HttpIngest, raw: bytes, zipped: bool, content_type: str) -> 
         ) from error
 
 
-def _answer(ingest: HttpIngest, taken: Received, content_type: str) -> web.Response:
-    """The receiver's own answer, or a refusal where nothing of the body could be used."""
+def check_taken(taken: Received) -> None:
+    """Let pass what could be used in part.
+
+    Raises:
+        Refusal: nothing of the body could be used.
+    """
     if taken.rejected and not taken.requests and not taken.ignored:
         first = taken.rejected[0]
         raise Refusal(
@@ -85,5 +99,10 @@ def _answer(ingest: HttpIngest, taken: Received, content_type: str) -> web.Respo
             rejected=taken.rejected[:_NAMED_IN_ANSWER],
             rejected_count=taken.rejected_count,
         )
+
+
+def _answer(ingest: HttpIngest, taken: Received, content_type: str) -> web.Response:
+    """The receiver's own answer, or a refusal where nothing of the body could be used."""
+    check_taken(taken)
     body, headers = ingest.respond(taken, content_type)
     return web.Response(body=body, headers=headers)

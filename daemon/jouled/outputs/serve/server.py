@@ -21,6 +21,7 @@ from jouled.outputs.serve.authentication import Authenticator
 from jouled.outputs.serve.bodies import read_body
 from jouled.outputs.serve.connection import arrival
 from jouled.outputs.serve.door import Door
+from jouled.outputs.serve.history import history_handler
 from jouled.outputs.serve.ingest import ingest_handler
 from jouled.outputs.serve.limits import Rates
 from jouled.outputs.serve.listener import Listener, bind
@@ -93,6 +94,7 @@ def build_app(door: Door, web_config_file: Path | None = None) -> web.Applicatio
         ("GET", "/metrics", metrics_handler(door, Exposition(jouled.__version__, off=door.off))),
         ("GET", "/api/v1/requests", list_handler(door)),
         ("GET", "/api/v1/requests/{id}", one_handler(door)),
+        ("GET", "/api/v1/history", history_handler(door)),
         ("POST", RELEASE_PATH, _release_handler(door)),
         ("POST", FORGET_PATH, _forget_handler(door)),
         *(("POST", ingest.path, ingest_handler(door, ingest)) for ingest in door.ingests),

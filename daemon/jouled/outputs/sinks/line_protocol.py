@@ -40,7 +40,7 @@ RECEIPT_FLOATS = (
     "cost",
     "co2e_grams",
 )
-RECEIPT_STRINGS = ("id", "tenant", "adapter", "trace_id", "span_id", "currency", "validity")
+RECEIPT_STRINGS = ("id", "tenant", "adapter", "trace_id", "span_id", "currency", "validity", "role")
 """Fields, not tags: in a tag each value would be a series of its own."""
 
 # Parsers differ on a backslash in a tag, and none reads one before a comma or at the end back: it becomes a slash.

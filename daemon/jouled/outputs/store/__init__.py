@@ -1,6 +1,7 @@
 """What survives a restart: committed books, receipts and the state to go on from, in one SQLite file."""
 
 from jouled.outputs.store.database import StoreError
+from jouled.outputs.store.history import marks_of
 from jouled.outputs.store.progress import Progress, Saved
 from jouled.outputs.store.published import Published, may_continue
 from jouled.outputs.store.query import ReceiptQuery
@@ -23,5 +24,6 @@ __all__ = [
     "StoreError",
     "Stream",
     "Waiting",
+    "marks_of",
     "may_continue",
 ]

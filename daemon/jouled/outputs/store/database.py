@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 
 from jouled.model.errors import JouledError
-from jouled.outputs.store import progress
+from jouled.outputs.store import history, progress
 
 _log = logging.getLogger(__name__)
 
@@ -102,6 +102,7 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
         progress.create(connection)
+        history.create(connection)
         for books, crc32 in connection.execute("SELECT books, crc32 FROM books"):
             if zlib.crc32(books) != crc32:
                 raise _UnusableFileError("the checksum of the books is wrong")  # noqa: TRY301 - one clean-up for all

@@ -16,11 +16,12 @@ from typing import Generic, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
+from jouled.model.history import EngineChange, EngineMark, History
 from jouled.model.points import Kind, NumberedReceipt
 from jouled.model.receipt import Receipt
 from jouled.model.units import NANOSECONDS_PER_SECOND
+from jouled.outputs.store import history, spool
 from jouled.outputs.store import progress as going_on
-from jouled.outputs.store import spool
 from jouled.outputs.store.database import StoreError, is_broken, open_database, open_reader, set_aside
 from jouled.outputs.store.progress import Packed, Progress, Saved
 from jouled.outputs.store.query import ReceiptQuery, sql
@@ -195,6 +196,22 @@ class Store:
         """
         return await self._run(self._read_thread, lambda: self._query(query))
 
+    def last_changes(self) -> list[EngineChange]:
+        """What each engine was last; blocks. Raises `StoreError`."""
+        return self._write_thread.submit(self._last_changes).result()
+
+    async def note(self, changes: Sequence[EngineChange], marks: Sequence[EngineMark], wall_ns: int) -> None:
+        """Keep them for reports, as long as receipts are kept.
+
+        Raises:
+            StoreError: nothing of it was kept.
+        """
+        await self._run(self._write_thread, lambda: self._note_history(changes, marks, wall_ns))
+
+    async def history(self, since_ns: int) -> History:
+        """What is known of the time from then on. Raises `StoreError`."""
+        return await self._run(self._read_thread, lambda: self._history(since_ns))
+
     def close(self) -> None:
         """Finish what was begun and close the file."""
         self._write_thread.shutdown()
@@ -233,6 +250,28 @@ class Store:
             going_on.note_bad_end(self._writer, wall_ns, kind)
         except sqlite3.Error as error:
             raise StoreError(f"{self._path} cannot be written: {error}") from error
+
+    def _last_changes(self) -> list[EngineChange]:
+        try:
+            return history.last_changes(self._writer)
+        except (sqlite3.Error, msgspec.MsgspecError) as error:
+            raise StoreError(f"the changes of engines in {self._path} cannot be read: {error}") from error
+
+    def _note_history(self, changes: Sequence[EngineChange], marks: Sequence[EngineMark], wall_ns: int) -> None:
+        try:
+            with _transaction(self._writer, self._spool):
+                history.write(self._writer, changes, marks, wall_ns, self._keep_ns)
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._path} cannot be written: {error}") from error
+
+    def _history(self, since_ns: int) -> History:
+        try:
+            with self._reader_access:
+                if self._reader is None:
+                    self._reader = open_reader(self._path)
+                return history.read(self._reader, since_ns)
+        except (sqlite3.Error, msgspec.MsgspecError) as error:
+            raise StoreError(f"the marks in {self._path} cannot be read: {error}") from error
 
     def _subscribe(self, streams: Sequence[Stream]) -> dict[Stream, int]:
         try:

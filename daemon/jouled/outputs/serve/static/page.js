@@ -202,10 +202,11 @@ function engines({ list, now }) {
     return [engine.name, el("span", { className: "soft" }, [engine.model, engine.version].filter(Boolean).join(" · ")),
       engine.devices.length > 3 ? `${engine.devices.length} devices` : engine.devices.join(", "), number(engine.requests_running),
       number(engine.requests_waiting), number(engine.generation_tokens_per_second), coverage,
+      number((engine.unreported_tokens || {}).generation),
       known(engine.watermark_ns) ? `${Math.max(0, Math.round(seconds(now - engine.watermark_ns)))} s` : "–"];
   });
   return table("No engine is known.", [["engine"], ["model"], ["devices"], ["running", true], ["waiting", true],
-    ["tokens/s", true], ["event coverage", true], ["books behind", true]], rows);
+    ["tokens/s", true], ["event coverage", true], ["unreported tokens", true], ["books behind", true]], rows);
 }
 
 function perJoule(boundaries) {

@@ -1,0 +1,99 @@
+"""NVIDIA Triton Inference Server: `/metrics` on its metrics port, with the TensorRT-LLM or the vLLM backend."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import ClassVar
+
+from jouled.api import EngineFacts, EnginePage
+from jouled.model.engine import CounterSemantics
+from jouled_collectors.engines import command_line
+from jouled_collectors.engines.exposition import PageReader, Series, total
+
+_Families = Mapping[str, Sequence[Series]]
+
+_SERVER = "tritonserver"
+_READER = PageReader(
+    "nv",
+    (
+        "llm_input_token_len_sum",
+        "llm_output_token_len_sum",
+        "trt_llm_request_metrics",
+        "trt_llm_general_metrics",
+        "inference_pending_request_count",
+    ),
+)
+_VLLM_BACKEND = PageReader(
+    "vllm",
+    ("request_prompt_tokens_sum", "request_generation_tokens_sum", "num_requests_running", "num_requests_waiting"),
+)
+
+
+class TritonCollector:
+    """Reads Triton's page. Tokens are told by two backends only, and move when a request is finished.
+
+    As read in the sources; no running server was met. TensorRT-LLM backend (`model_instance_state.cc`,
+    `custom_metrics_reporter.cc`): the sums of the histograms `nv_llm_input_token_len` and `nv_llm_output_token_len`,
+    one observation a request, prompt tokens with cached ones, aborted requests with what they got; older ones have the
+    gauges `nv_trt_llm_request_metrics` alone (23.11 on). vLLM backend (`src/utils/metrics.py` at 1e66a22, where
+    `REPORT_CUSTOM_METRICS` is set): the sums of `vllm:request_prompt_tokens` and `vllm:request_generation_tokens`,
+    finished requests only; its counters per step are left, so that all tokens of a page move at the same moment.
+    Running requests are those scheduled, as the Gateway API inference extension has it. Without either backend's
+    gauges, waiting ones are those of `nv_inference_pending_request_count`.
+
+    `nv_energy_consumption` and `nv_gpu_power_usage` are whole GPUs, which jouled reads itself: never added.
+    """
+
+    name: ClassVar[str] = "triton"
+    page_path: ClassVar[str] = "/metrics"
+    version_path: ClassVar[str] = ""
+    default_port: ClassVar[int] = 8002
+    semantics: ClassVar[CounterSemantics] = CounterSemantics(
+        prompt="total", prompt_at="finish", generation="all", generation_at="finish"
+    )
+
+    def recognises(self, argv: Sequence[str], title: str) -> bool:  # noqa: ARG002  # the title says nothing more
+        """Whether this is a `tritonserver` that has a metrics port: of several ranks only the first."""
+        program, _ = command_line.program(argv)
+        allowed = command_line.option(argv, "--allow-metrics").lower()
+        return PurePath(program).name == _SERVER and allowed not in {"false", "0"}
+
+    def port(self, argv: Sequence[str]) -> int:
+        """The port of `--metrics-port`, else 8002."""
+        return command_line.port(["--port", command_line.option(argv, "--metrics-port")], self.default_port)
+
+    def page(self, body: bytes) -> EnginePage:
+        """Read `/metrics`. Raises `ValueError` with the reason if this is no page of Triton."""
+        families: _Families = _READER.read(body)
+        vllm: _Families = _VLLM_BACKEND.read(body) if _VLLM_BACKEND.is_page(body) else {}
+        prompt = [*families.get("llm_input_token_len_sum", ()), *vllm.get("request_prompt_tokens_sum", ())]
+        generated = [*families.get("llm_output_token_len_sum", ()), *vllm.get("request_generation_tokens_sum", ())]
+        running = [*_of_type(families, "request", "scheduled"), *vllm.get("num_requests_running", ())]
+        waiting = [*_of_type(families, "request", "waiting"), *vllm.get("num_requests_waiting", ())]
+        return EnginePage(
+            model=_busiest(generated),
+            steps=total(_of_type(families, "general", "iteration_counter")),
+            prompt_tokens=total(prompt),
+            generation_tokens=total(generated),
+            requests_running=total(running),
+            requests_waiting=total(waiting or families.get("inference_pending_request_count")),
+        )
+
+    def version(self, body: bytes) -> str:  # noqa: ARG002  # there is nothing to read
+        """Triton tells it on another port. Raises `ValueError`."""
+        raise ValueError("Triton's metrics port does not tell the version")
+
+    def facts(self, argv: Sequence[str], environ: Mapping[str, str]) -> EngineFacts:  # noqa: ARG002  # the models' configurations have the rest
+        """Which accelerators the environment leaves visible."""
+        return EngineFacts(device_mask=command_line.device_mask(environ))
+
+
+def _of_type(families: _Families, group: str, kind: str) -> list[Series]:
+    """The series of one kind from a group of gauges of the TensorRT-LLM backend."""
+    series = families.get(f"trt_llm_{group}_metrics", ())
+    return [each for each in series if each.labels.get(f"{group}_type") == kind]
+
+
+def _busiest(generated: Sequence[Series]) -> str:
+    """The model that made most tokens, as Triton's repository calls it."""
+    named = [each for each in generated if each.labels.get("model") and each.value >= 0]
+    return max(named, key=lambda each: each.value).labels["model"] if named else ""

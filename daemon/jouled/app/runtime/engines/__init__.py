@@ -1,0 +1,1 @@
+"""The engines of the node: found, recognised, asked, and known by what they were started with."""

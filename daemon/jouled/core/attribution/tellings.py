@@ -1,0 +1,55 @@
+"""Several tellings of one request made one: by its engine's spans, a plug-in in the engine, a gateway before it.
+
+The richer telling gives times and tokens, for they belong together; what it lacks of names comes from the other.
+"""
+
+from msgspec.structs import astuple, replace
+
+from jouled.core.attribution.by_request import SAME_ARRIVAL_NS, bare_id
+from jouled.model.requests import Outcome, RequestEvent
+
+_GRAVITY = {Outcome.COMPLETED: 0, Outcome.CANCELLED: 1, Outcome.FAILED: 2}
+
+
+def is_same(known: RequestEvent, event: RequestEvent) -> bool:
+    """Whether both tell of one request: one id, one arrival, and the same tokens as far as it ran to its end.
+
+    Of a request that was cut off a gateway has seen fewer tokens than the engine made.
+    """
+    if bare_id(known.id) != bare_id(event.id) or abs(known.arrival_ns - event.arrival_ns) > SAME_ARRIVAL_NS:
+        return False
+    if known.prompt_tokens == event.prompt_tokens and known.generation_tokens == event.generation_tokens:
+        return True
+    return (known.outcome, event.outcome) != (Outcome.COMPLETED, Outcome.COMPLETED)
+
+
+def merged(known: RequestEvent, event: RequestEvent) -> RequestEvent:
+    """Both tellings in one; which came first changes nothing but when it was seen."""
+    base, other = (known, event) if _rank(known) >= _rank(event) else (event, known)
+    cached = base.cached_prompt_tokens
+    if cached is None and other.cached_prompt_tokens is not None:
+        cached = min(other.cached_prompt_tokens, base.prompt_tokens)
+    whole = replace(base, seen_ns=known.seen_ns, cached_prompt_tokens=cached)
+    return described(whole, other)
+
+
+def described(known: RequestEvent, event: RequestEvent) -> RequestEvent:
+    """The known telling with the names that it lacks and the graver outcome: nothing by which energy is shared."""
+    spanned = known if known.trace_id else event
+    return replace(
+        known,
+        id=max(known.id, event.id, key=lambda request_id: (len(request_id), request_id)),
+        outcome=max(known.outcome, event.outcome, key=_GRAVITY.__getitem__),
+        trace_id=spanned.trace_id,
+        span_id=spanned.span_id,
+        tenant=known.tenant or event.tenant,
+        adapter=known.adapter or event.adapter,
+        preemptions=max(known.preemptions, event.preemptions),
+    )
+
+
+def _rank(event: RequestEvent) -> tuple[object, ...]:
+    """How much a telling says of the work; engines know when a request left the queue, and what the cache held."""
+    told = (event.scheduled_ns is not None, event.cached_prompt_tokens is not None, event.generation_tokens)
+    rest = astuple(replace(event, seen_ns=0, scheduled_ns=event.scheduled_ns or 0, cached_prompt_tokens=0))
+    return (*told, bool(event.trace_id), *rest)

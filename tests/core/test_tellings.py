@@ -1,0 +1,180 @@
+"""One request told by several paths counts once, with all that any of them knows."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace as change
+from tests.core.scenario import PARAMETERS, SECOND, START, Node, request, request_sets, run
+
+from jouled.core.attribution.by_request import bare_id
+from jouled.core.attribution.tellings import merged
+from jouled.core.pipeline import Pipeline
+from jouled.model.receipt import Receipt
+from jouled.model.requests import Outcome, RequestEvent
+
+MILLISECOND = 1_000_000
+LIGHT = settings(max_examples=40, deadline=None)
+
+
+def by_gateway(event: RequestEvent, **changes: object) -> RequestEvent:
+    """As a gateway before the engine sees it: a little longer, nothing of queue and cache, but who asked."""
+    told = change(
+        event,
+        id=bare_id(event.id),
+        arrival_ns=event.arrival_ns - 3 * MILLISECOND,
+        first_token_ns=event.first_token_ns + MILLISECOND,
+        last_token_ns=event.last_token_ns + 4 * MILLISECOND,
+        scheduled_ns=None,
+        cached_prompt_tokens=None,
+        tenant="team-a",
+    )
+    return change(told, **changes)
+
+
+def by_engine(event: RequestEvent) -> RequestEvent:
+    return change(event, id=f"chatcmpl-{event.id}", cached_prompt_tokens=event.prompt_tokens // 2, trace_id="ab" * 16)
+
+
+def totals(result) -> dict:
+    counters = result.snapshot.counters
+    return {name: counters.get(name) for name in ("requests_total", "request_tokens_total", "energy_joules_total")}
+
+
+@LIGHT
+@given(request_sets(), st.randoms(use_true_random=False))
+def test_two_tellings_count_as_the_richer_alone(requests, rng: random.Random):
+    engine = tuple(by_engine(event) for event in requests)
+    alone = run(Node(engine).inputs())
+    tellings = [*engine, *(by_gateway(event) for event in engine)]
+    rng.shuffle(tellings)
+    node = Node(engine)
+    both = run([*node.devices(), node.engine, *tellings, *node.readings()])
+    assert both.refused == ()
+    assert totals(both) == totals(alone)
+    assert both.energies == alone.energies
+    assert both.snapshot.counters.get("merged_events_total", {}).get(("e",), 0) == len(requests)
+    for receipt in both.receipts.values():
+        assert (receipt.tenant, receipt.trace_id) == ("team-a", "ab" * 16)
+
+
+@LIGHT
+@given(request_sets(), st.integers(1, 3), st.booleans())
+def test_each_telling_once_more_changes_nothing(requests, copies, samples):
+    tellings = [telling for event in requests for telling in (by_gateway(by_engine(event)), by_engine(event))]
+    node = Node(requests, samples=samples)
+    rest = [*node.readings(), *node.engine_samples()]
+    rest.sort(key=lambda item: item.t_ns)
+    once = run([*node.devices(), node.engine, *tellings, *rest])
+    often = run([*node.devices(), node.engine, *tellings * (1 + copies), *rest])
+    assert often.energies == once.energies
+    assert often.refused == ("duplicate",) * copies * len(tellings)
+    assert totals(often) == totals(once)
+
+
+@given(st.permutations(["engine", "gateway", "plugin"]))
+def test_the_order_of_the_paths_does_not_matter(order):
+    event = request("x", 2.0)
+    told = {
+        "engine": change(by_engine(event), cached_prompt_tokens=None),
+        "gateway": by_gateway(event),
+        "plugin": change(by_engine(event), trace_id="", arrival_ns=event.arrival_ns + MILLISECOND, adapter="lora"),
+    }
+    node = Node((event,))
+    result = run([*node.devices(), node.engine, *(told[path] for path in order), *node.readings()])
+    (receipt,) = result.receipts.values()
+    assert receipt.id == "chatcmpl-x"
+    assert (receipt.tenant, receipt.adapter, receipt.trace_id) == ("team-a", "lora", "ab" * 16)
+    assert (receipt.cached_prompt_tokens, receipt.arrival_ns) == (200, told["plugin"].arrival_ns)
+    assert result.snapshot.counters["merged_events_total"] == {("e",): 2}
+
+
+@given(st.data())
+def test_merging_is_idempotent_and_keeps_the_order_of_times(data):
+    event = by_engine(request("x", 2.0))
+    shift = st.integers(-400 * MILLISECOND, 400 * MILLISECOND)
+    other = by_gateway(
+        event,
+        arrival_ns=event.arrival_ns + data.draw(shift),
+        scheduled_ns=data.draw(st.sampled_from([None, event.scheduled_ns])),
+        outcome=data.draw(st.sampled_from(list(Outcome))),
+        preemptions=data.draw(st.integers(0, 3)),
+    )
+    whole = merged(event, other)
+    assert merged(whole, other) == merged(whole, event) == whole
+    assert change(merged(other, event), seen_ns=0) == change(whole, seen_ns=0)
+    assert (whole.arrival_ns, whole.first_token_ns) in [
+        (telling.arrival_ns, telling.first_token_ns) for telling in (event, other)
+    ]
+
+
+def test_a_client_that_left_is_cancelled_though_the_gateway_saw_fewer_tokens():
+    event = by_engine(request("x", 2.0))
+    left = by_gateway(event, generation_tokens=60, outcome=Outcome.CANCELLED)
+    node = Node((event,))
+    for order in ([left, event], [event, left]):
+        result = run([*node.devices(), node.engine, *order, *node.readings()])
+        (receipt,) = result.receipts.values()
+        assert (receipt.outcome, receipt.generation_tokens) == ("cancelled", 100)
+        assert result.refused == ()
+
+
+def test_other_tokens_of_a_request_that_ran_to_its_end_are_a_conflict():
+    event = request("x", 2.0)
+    node = Node((event,))
+    result = run([*node.inputs(), by_gateway(event, generation_tokens=99)])
+    assert result.refused == ("conflict",)
+    assert "merged_events_total" not in result.snapshot.counters
+
+
+def until(pipeline: Pipeline, node: Node, seconds: float) -> list[Receipt]:
+    """Feed meters and looks up to a time, second by second; returns the receipts."""
+    timed = [*node.readings(), *node.engine_samples()]
+    receipts = []
+    for second in range(1, round(seconds) + 1):
+        begin, end = START + (second - 1) * SECOND, START + second * SECOND
+        for item in sorted((each for each in timed if begin <= each.t_ns < end), key=lambda each: each.t_ns):
+            pipeline.feed(item)
+        receipts += pipeline.advance(end)
+    return receipts
+
+
+@pytest.mark.parametrize("tokens", [100, 99])
+def test_a_telling_after_the_receipt_changes_nothing(tokens):
+    event = request("x", 2.0)
+    node = Node((event,), seconds=200.0, samples=True)
+    pipeline = Pipeline(PARAMETERS)
+    for item in [*node.devices(), node.engine, event]:
+        pipeline.feed(item)
+    assert until(pipeline, node, 180.0)
+    late = pipeline.feed(by_gateway(event, generation_tokens=tokens))
+    assert late == ("duplicate" if tokens == 100 else "conflict")
+
+
+def test_of_a_request_whose_energy_is_being_shared_only_names_are_taken():
+    event = request("x", 2.0, decode=100.0)
+    node = Node((event,), seconds=300.0, samples=True)
+    pipeline = Pipeline(PARAMETERS)
+    for item in [*node.devices(), node.engine, event]:
+        pipeline.feed(item)
+    until(pipeline, node, 60.0)
+    assert pipeline.feed(by_gateway(event, scheduled_ns=event.arrival_ns, cached_prompt_tokens=77)) == ""
+    (receipt,) = until(pipeline, node, 300.0)
+    assert (receipt.tenant, receipt.cached_prompt_tokens) == ("team-a", event.cached_prompt_tokens)
+
+
+@pytest.mark.parametrize(
+    ("request_id", "bare"),
+    [
+        ("x", "x"),
+        ("x-0", "x-0"),
+        ("chatcmpl-x", "x"),
+        ("chatcmpl-x-0", "x-0"),
+        ("cmpl-x-0", "x"),
+        ("cmpl-x-1", "x-1"),
+        ("cmpl-", ""),
+    ],
+)
+def test_the_id_that_a_client_knows(request_id, bare):
+    assert bare_id(request_id) == bare
