@@ -388,7 +388,8 @@ class FollowSettings(Struct, forbid_unknown_fields=True, kw_only=True):
 class FileFollow(Protocol):
     """A receiver fed by lines that an engine appends to files. Runtime follows them, with rotation and restarts.
 
-    pattern: which files of the folder, as a glob; of several the newest is written to.
+    pattern: which files of the folder, as a glob; of several the newest is written to. A receiver of one type of engine
+    may say so as `engine_type`: nothing is read before such an engine is known.
     """
 
     name: ClassVar[str]

@@ -8,9 +8,10 @@ import pytest
 
 from jouled.app.runtime.engines.containers import Container
 from jouled.app.runtime.engines.discovery import find_engines, place_of
-from jouled.app.runtime.engines.engine_processes import ProcessRecord, read_processes
+from jouled.app.runtime.engines.engine_processes import Family, ProcessRecord, read_processes
 from jouled.app.runtime.engines.namespaces import Published
 from jouled.app.runtime.engines.proc_net import Listener
+from jouled.app.runtime.engines.processes import SeenProcess
 
 
 class FakeEngine:
@@ -240,3 +241,43 @@ def test_reading_processes_connects_to_nobody(monkeypatch):
 )
 def test_names_of_one_place_are_one(url, place):
     assert place_of(url) == place
+
+
+def test_a_port_is_not_an_engines_where_its_user_cannot_be_told_from_others():
+    """With `PrivateUsers=yes` the engine's user and the one that holds the port both look like 65534."""
+    listener = Listener("127.0.0.1", 8001, uid=65_534, inode=1)
+    found = find_engines([record(**(UNSEEN | {"uid": None}), listeners=(listener,))], COLLECTORS)
+    assert found.engines == ()
+    [note] = found.notes
+    assert "cannot tell users apart" in note
+    assert "PrivateUsers=no" in note
+
+
+class Broken(FakeEngine):
+    """A plug-in with a bug."""
+
+    name = "broken"
+
+    def recognises(self, argv, title):
+        raise KeyError(title)
+
+
+def test_a_collector_that_fails_on_a_command_line_hinders_no_other(caplog):
+    collectors = {"broken": Broken(), **COLLECTORS}
+    found = find_engines([record(pid=1), record(pid=2, port="8002")], collectors)
+    assert [engine.name for engine in found.engines] == ["fake-8001", "fake-8002"]
+    assert [line.getMessage() for line in caplog.records] == [
+        "the collector broken failed unexpectedly on a command line"
+    ]
+
+
+def seen(pid: int, parent: int) -> SeenProcess:
+    return SeenProcess(pid, parent, 1, (), "")
+
+
+def test_a_chain_of_processes_may_be_long_and_be_seen_as_a_ring():
+    chain = Family([seen(pid, pid - 1) for pid in range(2, 5_000)])
+    assert len(list(chain.below(1))) == 4_998
+    ring = Family([seen(1, 2), seen(2, 1)])
+    assert list(ring.below(1)) == [2]
+    assert list(ring.above(1)) == [2, 1]

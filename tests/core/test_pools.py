@@ -11,8 +11,9 @@ from tests.core.scenario import SECOND, START, assert_balanced, gpu, receipts_uj
 from jouled.core.attribution.engine import EngineBook
 from jouled.core.pipeline import Input, Pipeline
 from jouled.model.engine import Engine, EngineSample
+from jouled.model.errors import SourceState
 from jouled.model.parameters import Parameters, Slo, Tier
-from jouled.model.readings import EnergyReading
+from jouled.model.readings import EnergyReading, SourceReport
 from jouled.model.receipt import Receipt
 from jouled.model.requests import Outcome, RequestEvent
 from jouled.model.snapshot import Snapshot
@@ -163,3 +164,27 @@ def test_a_frontend_beside_its_workers_counts_nothing_and_takes_no_device():
     snapshot = pipeline.snapshot(START + 5 * SECOND)
     assert {labels[0] for labels in snapshot.counters["engine_tokens_total"]} == {"w"}
     assert [book.engines for book in snapshot.groups] == [("w",)], "the only engine that computes has the GPUs"
+
+
+def test_an_engine_that_moved_to_another_port_is_the_only_one_with_the_devices():
+    """Found engines are named after their ports: where no driver tells who computes, the new one gets the devices."""
+    pipeline = Pipeline(PARAMETERS)
+    for item in (gpu(0), Engine(name="e-8000", type="vllm"), *boards()[:2]):
+        pipeline.feed(item)
+    pipeline.advance(START + 2 * SECOND)
+    left = {"source": "e-8000", "state": SourceState.ABSENT, "reason": "gone", "t_ns": START + 2 * SECOND}
+    pipeline.feed(SourceReport(**left))
+    pipeline.feed(Engine(name="e-8001", type="vllm"))
+    assert with_devices(pipeline) == {"e-8001"}
+    pipeline.feed(SourceReport(source="e-8000", state=SourceState.OK, t_ns=START + 3 * SECOND))
+    assert with_devices(pipeline) == set(), "both are there, and neither says where"
+    pipeline.feed(SourceReport(**left | {"source": "e-8001"}))
+    assert with_devices(pipeline) == {"e-8000"}
+    pipeline.feed(SourceReport(**left))
+    assert with_devices(pipeline) == set(), "both are gone"
+
+
+def with_devices(pipeline: Pipeline) -> set[str]:
+    pipeline.advance(START + 3 * SECOND)
+    views = pipeline.snapshot(START + 3 * SECOND).engines
+    return {view.engine.name for view in views if view.engine.devices}

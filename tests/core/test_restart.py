@@ -16,7 +16,7 @@ from jouled.core.journal import Journal
 from jouled.core.pipeline import Pipeline
 from jouled.core.state import StateError, freeze, thaw
 from jouled.model.device import Device, DeviceKind
-from jouled.model.engine import Engine
+from jouled.model.engine import CounterSemantics, Engine
 from jouled.model.parameters import Parameters
 from jouled.model.readings import EnergyReading, PowerReading
 from jouled.model.receipt import Receipt
@@ -104,6 +104,25 @@ def test_a_core_that_is_cut_at_any_commit_gives_the_same(requests, cuts, interva
     inputs = node.inputs()
     doubled = [item for item in inputs for _ in range(1 + isinstance(item, RequestEvent))]
     assert run(doubled, cuts) == run(doubled)
+
+
+@settings(max_examples=15, deadline=None)
+@given(request_sets(8), st.sets(st.integers(1, 39), max_size=4), st.integers(1, 6), st.randoms(use_true_random=False))
+def test_requests_told_twice_live_on_whichever_telling_a_commit_came_between(requests, cuts, every, rng):
+    tellings = []
+    for event in requests:
+        gateway = change(event, scheduled_ns=None, tenant="t", arrival_ns=event.arrival_ns - SECOND // 500)
+        engine = change(event, id=f"chatcmpl-{event.id}", cached_prompt_tokens=event.prompt_tokens // 2)
+        seen_ns = event.last_token_ns + SECOND // 100
+        for telling in rng.sample([gateway, engine], 2):
+            seen_ns += round(rng.choice([0.01, 0.5, 3.0, 8.0]) * SECOND)
+            tellings.append(change(telling, seen_ns=seen_ns))
+    node = Node(requests, seconds=50.0, interval=0.37, samples=True)
+    timed = sorted([*node.readings(), *node.engine_samples(), *tellings], key=when)
+    inputs = [*node.devices(), node.engine, *timed]
+    whole = run(inputs)
+    assert len(whole[0]) == len(requests)
+    assert run(inputs, cuts, every_checkpoint=every) == whole
 
 
 def test_long_requests_and_starts_live_on():
@@ -235,6 +254,34 @@ def test_what_the_page_told_before_holds_until_it_is_read_again():
     assert view.engine == told
     daemon.feed(change(told, model="", version=""))
     assert daemon.pipeline.snapshot(START).engines[0].engine.model == ""
+
+
+def test_the_role_that_the_page_told_before_holds_until_it_is_read_again():
+    told = change(Node(()).engine, role="prefill", counter_semantics=CounterSemantics(prompt="computed"))
+    event = request("x", 2.0, decode=30.0, generated=1)
+    node = Node((event,), seconds=200.0, engine=told)
+    daemon = Daemon()
+    daemon.feed(gpu())
+    daemon.feed(told)
+    for item in sorted([*node.readings()[:350], node.sample_at(START + SECOND), event], key=when):
+        daemon.feed(item)
+    daemon.advance(START + 35 * SECOND)
+    daemon.commit()
+    assert not daemon.receipts
+    daemon.die_and_return()
+    daemon.pipeline.come_back(START + 36 * SECOND)
+    bare = Node(()).engine
+    daemon.feed(gpu())
+    daemon.feed(bare)
+    for item in node.readings()[360:]:
+        daemon.feed(item)
+    daemon.advance(START + 199 * SECOND)
+    daemon.commit()
+    assert [receipt.role for receipt in daemon.receipts] == ["prefill"]
+    assert not daemon.pipeline.snapshot(START).counters["request_tokens_total"]["e", "tiny-8B", "generation"]
+    assert not daemon.feed(node.sample_at(START + 199 * SECOND))
+    [view] = daemon.pipeline.snapshot(START).engines
+    assert view.engine == bare, "the page was read, and nothing told of a role"
 
 
 def saved() -> Daemon:

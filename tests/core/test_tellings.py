@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace as change
-from tests.core.scenario import PARAMETERS, SECOND, START, Node, request, request_sets, run
+from tests.core.scenario import PARAMETERS, SECOND, START, Node, request, request_sets, run, when
 
 from jouled.core.attribution.by_request import bare_id
+from jouled.core.attribution.census import Census
 from jouled.core.attribution.tellings import merged
 from jouled.core.pipeline import Pipeline
+from jouled.model.engine import EngineSample
 from jouled.model.receipt import Receipt
 from jouled.model.requests import Outcome, RequestEvent
 
@@ -152,7 +154,7 @@ def test_a_telling_after_the_receipt_changes_nothing(tokens):
     assert late == ("duplicate" if tokens == 100 else "conflict")
 
 
-def test_of_a_request_whose_energy_is_being_shared_only_names_are_taken():
+def test_of_a_request_whose_energy_is_being_shared_names_and_cached_tokens_are_taken():
     event = request("x", 2.0, decode=100.0)
     node = Node((event,), seconds=300.0, samples=True)
     pipeline = Pipeline(PARAMETERS)
@@ -161,7 +163,82 @@ def test_of_a_request_whose_energy_is_being_shared_only_names_are_taken():
     until(pipeline, node, 60.0)
     assert pipeline.feed(by_gateway(event, scheduled_ns=event.arrival_ns, cached_prompt_tokens=77)) == ""
     (receipt,) = until(pipeline, node, 300.0)
-    assert (receipt.tenant, receipt.cached_prompt_tokens) == ("team-a", event.cached_prompt_tokens)
+    assert (receipt.tenant, receipt.cached_prompt_tokens) == ("team-a", 77)
+    assert receipt.arrival_ns == event.arrival_ns
+
+
+def tries(first: Outcome, *, gap: float = 0.3) -> tuple[RequestEvent, RequestEvent]:
+    """A request that is tried twice under one id within a second."""
+    broken = request("x", 2.0, prefill=0.05, decode=0.15, generated=2, outcome=first)
+    return broken, request("x", 2.2 + gap, generated=100)
+
+
+@pytest.mark.parametrize("first", [Outcome.FAILED, Outcome.CANCELLED])
+@pytest.mark.parametrize("turn", [1, -1])
+def test_the_next_try_of_a_request_that_was_cut_off_is_another_request(first, turn):
+    broken, whole = tries(first)
+    told = [broken, whole][::turn]
+    node = Node((broken, whole))
+    twice = run([*node.devices(), node.engine, *told, *(by_gateway(each) for each in told), *told, *node.readings()])
+    counters = twice.snapshot.counters
+    labels = ("e", "tiny-8B")
+    assert counters["requests_total"] == {(*labels, first): 1, (*labels, "completed"): 1}
+    assert counters["request_tokens_total"][*labels, "generation"] == 102
+    assert counters["merged_events_total"] == {("e",): 2}
+    assert twice.refused == ("duplicate", "duplicate")
+
+
+def test_tries_that_ran_at_once_are_tellings_of_one():
+    broken, whole = tries(Outcome.FAILED, gap=-0.1)
+    node = Node((broken, whole))
+    result = run([*node.devices(), node.engine, broken, whole, *node.readings()])
+    assert result.snapshot.counters["requests_total"] == {("e", "tiny-8B", "failed"): 1}
+
+
+@pytest.mark.parametrize("seconds", [20.0, 70.0])
+def test_what_the_cache_held_is_counted_whoever_tells_first(seconds):
+    event = change(request("x", 2.0, decode=seconds, generated=1000), cached_prompt_tokens=300)
+    node = Node((event,), seconds=300.0, samples=True)
+    tokens = []
+    for paths in ([by_gateway(event), event], [event, by_gateway(event)]):
+        pipeline = Pipeline(PARAMETERS)
+        for item in [*node.devices(), node.engine]:
+            pipeline.feed(item)
+        told_ns = max(path.last_token_ns for path in paths)
+        tellings = [change(path, seen_ns=told_ns + k * 4 * SECOND) for k, path in enumerate(paths)]
+        last_ns = START
+        for item in sorted([*node.readings(), *node.engine_samples(), *tellings], key=when):
+            pipeline.feed(item)
+            if when(item) - last_ns >= SECOND:
+                last_ns = when(item)
+                pipeline.advance(last_ns)
+        tokens.append(pipeline.snapshot(last_ns).counters["request_tokens_total"])
+    assert tokens[0] == tokens[1]
+    assert tokens[0]["e", "tiny-8B", "prompt_cached"] == 300
+
+
+@LIGHT
+@given(request_sets(), st.lists(st.floats(0.0, 40.0), max_size=20), st.randoms(use_true_random=False))
+def test_a_request_that_was_told_twice_is_at_every_look_once(requests, looks, rng: random.Random):
+    """Whether looks come before a telling, between both or after them."""
+    tellings = [(event.last_token_ns, telling) for event in requests for telling in (event, by_gateway(event))]
+    again = Census(wait_ns=0, horizon_min_ns=0, horizon_max_ns=SECOND)
+    once = Census(wait_ns=0, horizon_min_ns=0, horizon_max_ns=SECOND)
+    told: dict[str, RequestEvent] = {}
+    items = [*tellings, *((START + round(t * SECOND), t) for t in looks)]
+    for t_ns, item in sorted(items, key=lambda pair: (pair[0], rng.random())):
+        if not isinstance(item, RequestEvent):
+            for census in (again, once):
+                census.sample(EngineSample(engine="e", t_ns=t_ns, requests_running=1))
+            continue
+        known = told.get(item.id)
+        if known is not None:
+            again.untold(known.arrival_ns, known.last_token_ns, scheduled=True)
+        first = told.setdefault(item.id, item)
+        for census in (again, once) if known is None else (again,):
+            census.known(first.arrival_ns, first.last_token_ns, t_ns, scheduled=True)
+    for one, other in zip(once.looks, again.looks, strict=True):
+        assert (one.least, one.most) == (other.least, other.most)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +251,8 @@ def test_of_a_request_whose_energy_is_being_shared_only_names_are_taken():
         ("cmpl-x-0", "x"),
         ("cmpl-x-1", "x-1"),
         ("cmpl-", ""),
+        ("chatcmpl-chatcmpl-x", "x"),
+        ("cmpl-chatcmpl-x-0", "x"),
     ],
 )
 def test_the_id_that_a_client_knows(request_id, bare):

@@ -108,8 +108,10 @@ def module(argv: Sequence[str]) -> str:
     package, _, name = program.partition(".")
     if package == _PACKAGE:
         return name.removesuffix(".__main__")
+    if not program.endswith("/__main__.py"):
+        return ""
     path = PurePath(program)
-    if path.name == "__main__.py" and path.parent.parent.name == _PACKAGE:
+    if path.parent.parent.name == _PACKAGE:
         return path.parent.name
     return ""
 

@@ -64,7 +64,7 @@ class LlamaCppCollector:
     def recognises(self, argv: Sequence[str], title: str) -> bool:  # noqa: ARG002  # the title says nothing more
         """Whether this is a `llama-server`, or `llama serve` (also called `llama server`), which is the same."""
         program, arguments = command_line.program(argv)
-        name = PurePath(program).name
+        name = command_line.file_name(program)
         return name == "llama-server" or (name == "llama" and list(arguments[:1]) in (["serve"], ["server"]))
 
     def port(self, argv: Sequence[str]) -> int:

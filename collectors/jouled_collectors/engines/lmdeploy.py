@@ -1,7 +1,6 @@
 """LMDeploy's API server (TurboMind and PyTorch engines): `/metrics/`."""
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import PurePath
 from typing import ClassVar
 
 from jouled.api import EngineFacts, EnginePage
@@ -55,7 +54,7 @@ class LmdeployCollector:
     def recognises(self, argv: Sequence[str], title: str) -> bool:  # noqa: ARG002  # the title says nothing more
         """Whether this is `lmdeploy serve api_server …`, or the same by `python -m lmdeploy`."""
         program, arguments = command_line.program(argv)
-        return PurePath(program).name == _PROGRAM and list(arguments[:2]) == ["serve", "api_server"]
+        return command_line.file_name(program) == _PROGRAM and list(arguments[:2]) == ["serve", "api_server"]
 
     def port(self, argv: Sequence[str]) -> int:
         """The port of `--server-port`, else 23333. With `--dp` further servers follow on the next ports."""

@@ -1,7 +1,6 @@
 """Ollama: `/api/ps` and `/api/version`, as it has no metrics page."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import ClassVar
 
 from msgspec import Struct
@@ -50,7 +49,7 @@ class OllamaCollector:
     def recognises(self, argv: Sequence[str], title: str) -> bool:  # noqa: ARG002  # the title says nothing more
         """Whether this is the server: `ollama serve`, or `ollama start`, which is the same."""
         program, arguments = command_line.program(argv)
-        return PurePath(program).name == "ollama" and list(arguments[:1]) in (["serve"], ["start"])
+        return command_line.file_name(program) == "ollama" and list(arguments[:1]) in (["serve"], ["start"])
 
     def port(self, argv: Sequence[str]) -> int:  # noqa: ARG002  # the server takes no option for it
         """11434; another one stands in the environment alone."""

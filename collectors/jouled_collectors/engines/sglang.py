@@ -1,7 +1,6 @@
 """SGLang's server: `/metrics` (with `--enable-metrics`) and `/server_info`."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import PurePath
 from typing import ClassVar
 
 from msgspec import Struct
@@ -76,12 +75,11 @@ class SglangCollector:
 
         `sglang::scheduler` and the like are its children, and a server on a node other than the first has no page.
         """
-        if "sglang::" in title or command_line.option(argv, "--node-rank") not in {"", "0"}:
-            return False
         program, arguments = command_line.program(argv)
-        if program.endswith(_SERVERS):
-            return True
-        return PurePath(program).name in _COMMANDS and list(arguments[:1]) == ["serve"]
+        is_command = command_line.file_name(program) in _COMMANDS and list(arguments[:1]) == ["serve"]
+        if "sglang::" in title or not (is_command or program.endswith(_SERVERS)):
+            return False
+        return command_line.option(argv, "--node-rank") in {"", "0"}
 
     def port(self, argv: Sequence[str]) -> int:
         """The port of `--port`, else 30000."""
@@ -101,7 +99,7 @@ class SglangCollector:
     def facts(self, argv: Sequence[str], environ: Mapping[str, str]) -> EngineFacts:
         """What the server was started with, as SGLang 0.5.23 spells it; a file of `--config` is not read."""
         _, arguments = command_line.program(argv)
-        model = command_line.positional(arguments[1:]) if arguments[:1] == ["serve"] else ""
+        model = command_line.positional(arguments[1:]) if list(arguments[:1]) == ["serve"] else ""
         mode = command_line.option(argv, "--disaggregation-mode")
         # `--tp` and the like are what argparse takes for the long names.
         cp = [command_line.size(argv, *names) for names in (_CONTEXT_PARALLEL, _DECODE_CONTEXT_PARALLEL)]

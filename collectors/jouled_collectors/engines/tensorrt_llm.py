@@ -6,7 +6,6 @@ The first needs `return_perf_metrics: true`, the last `enable_energy_metrics: tr
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import PurePath
 from typing import ClassVar
 
 from msgspec import Struct
@@ -82,7 +81,7 @@ class TensorRtLlmCollector:
     def recognises(self, argv: Sequence[str], title: str) -> bool:  # noqa: ARG002  # the title says nothing more
         """Whether this is `trtllm-serve MODEL …` or `trtllm-serve serve MODEL …`."""
         program, arguments = command_line.program(argv)
-        if not (PurePath(program).name == "trtllm-serve" or program.endswith(_MODULES)):
+        if not (command_line.file_name(program) == "trtllm-serve" or program.endswith(_MODULES)):
             return False
         return bool(arguments) and arguments[0] not in _OTHER_COMMANDS
 
@@ -108,7 +107,7 @@ class TensorRtLlmCollector:
         _, arguments = command_line.program(argv)
         role = command_line.option(argv, "--server-role").lower()
         return EngineFacts(
-            model=command_line.positional(arguments[1:] if arguments[:1] == ["serve"] else arguments),
+            model=command_line.positional(arguments[1:] if list(arguments[:1]) == ["serve"] else arguments),
             role=facts.ROLES.get(role, ""),
             parallelism=facts.parallelism(
                 ep=command_line.size(argv, "--moe-expert-parallel-size", "--ep-size"),

@@ -1,7 +1,6 @@
 """Hugging Face's Text Generation Inference (TGI): the router's `/metrics` and `/info`."""
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import PurePath
 from typing import ClassVar
 
 from msgspec import Struct
@@ -59,7 +58,7 @@ class TgiCollector:
         `text-generation-launcher` starts it and the model servers (`text-generation-server`), and has none itself.
         """
         program, _ = command_line.program(argv)
-        return PurePath(program).name.startswith(_ROUTER)
+        return command_line.file_name(program).startswith(_ROUTER)
 
     def port(self, argv: Sequence[str]) -> int:
         """The port of `--port`, which the launcher always gives, else 3000."""

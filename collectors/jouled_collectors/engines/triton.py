@@ -1,7 +1,6 @@
 """NVIDIA Triton Inference Server: `/metrics` on its metrics port, with the TensorRT-LLM or the vLLM backend."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import ClassVar
 
 from jouled.api import EngineFacts, EnginePage
@@ -54,8 +53,9 @@ class TritonCollector:
     def recognises(self, argv: Sequence[str], title: str) -> bool:  # noqa: ARG002  # the title says nothing more
         """Whether this is a `tritonserver` that has a metrics port: of several ranks only the first."""
         program, _ = command_line.program(argv)
-        allowed = command_line.option(argv, "--allow-metrics").lower()
-        return PurePath(program).name == _SERVER and allowed not in {"false", "0"}
+        if command_line.file_name(program) != _SERVER:
+            return False
+        return command_line.option(argv, "--allow-metrics").lower() not in {"false", "0"}
 
     def port(self, argv: Sequence[str]) -> int:
         """The port of `--metrics-port`, else 8002."""

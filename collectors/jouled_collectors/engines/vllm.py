@@ -1,7 +1,6 @@
 """vLLM's OpenAI-compatible server (V1 engine): `/metrics` and `/version`."""
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import PurePath
 from typing import ClassVar
 
 from msgspec import Struct
@@ -80,7 +79,7 @@ class VllmCollector:
         program, arguments = command_line.program(argv)
         if program.endswith(_SERVERS):
             return True
-        return PurePath(program).name in _COMMANDS and list(arguments[:1]) == ["serve"]
+        return command_line.file_name(program) in _COMMANDS and list(arguments[:1]) == ["serve"]
 
     def port(self, argv: Sequence[str]) -> int:
         """The port of `--port`, else 8000."""
@@ -108,7 +107,7 @@ class VllmCollector:
         Expert parallelism has no size of its own: it spans the tensor and data parallel ranks.
         """
         _, arguments = command_line.program(argv)
-        model = command_line.positional(arguments[1:]) if arguments[:1] == ["serve"] else ""
+        model = command_line.positional(arguments[1:]) if list(arguments[:1]) == ["serve"] else ""
         tp, dp = command_line.size(argv, *_TENSOR_PARALLEL), command_line.size(argv, *_DATA_PARALLEL)
         cp = [command_line.size(argv, *names) for names in (_PREFILL_CONTEXT, _DECODE_CONTEXT)]
         kv_connector, role = facts.kv_transfer(command_line.json_option(argv, "--kv-transfer-config"))

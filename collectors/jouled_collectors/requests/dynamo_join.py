@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from jouled.api import Received, ReceivedRequest, Refusals, Rejected
 from jouled.model.units import nanoseconds
+from jouled_collectors.requests.checks import RefusedError
 from jouled_collectors.requests.dynamo_span import Asked, Part, Untold, Worked, requests_of
 
 WORKERS_NS = nanoseconds(15.0)
@@ -22,6 +23,9 @@ FRONTEND_NS = nanoseconds(900.0)
 
 MOST_HELD = 20_000
 """Requests of which parts are held, about a kilobyte each; beyond, the oldest are given up."""
+
+MOST_WORKERS = 16
+"""Workers that may tell of one request: two, and one more each time it is moved to another."""
 
 _SENTENCES = {
     "no_frontend_span": "no frontend told of the request that this worker served",
@@ -60,10 +64,12 @@ class DynamoJoin:
         self._lock = threading.Lock()
 
     def add(self, part: Part, position: str) -> Sequence[ReceivedRequest]:
-        """Take a part; returns the request as its engines served it once all of it is known."""
+        """Take a part; returns the request as its engines served it once all of it is known. Raises `RefusedError`."""
         with self._lock:
             held = self._held.setdefault(part.request_id, _Held())
             if isinstance(part, Worked):
+                if len(held.workers) >= MOST_WORKERS and part.instance not in held.workers:
+                    raise RefusedError("too_many_workers", f"more than {MOST_WORKERS} workers tell of one request")
                 held.workers[part.instance] = part
             else:
                 held.asked, held.position, held.since_ns = part, position, 0

@@ -101,12 +101,15 @@ def requests_of(asked: Asked, workers: Mapping[str, Worked]) -> Sequence[Receive
 
 
 def _prefill_half(event: RequestEvent, worker: Worked | None) -> RequestEvent:
-    """Its service ends with the prompt: the client's first token came from the decode worker, somewhat later."""
+    """Its service ends with the prompt: the client's first token came from the decode worker, somewhat later.
+
+    How the request ended is told with the decode half, which is always told beside it: it must count once.
+    """
     event = _scheduled(event, worker)
     if worker is not None:
         earliest_ns = event.arrival_ns if event.scheduled_ns is None else event.scheduled_ns
         event = replace(event, first_token_ns=min(max(worker.end_ns, earliest_ns), event.first_token_ns))
-    return replace(event, outcome=Outcome.COMPLETED) if event.generation_tokens else event
+    return replace(event, outcome=Outcome.COMPLETED)
 
 
 def _scheduled(event: RequestEvent, worker: Worked | None) -> RequestEvent:

@@ -3,7 +3,7 @@
     litellm_settings:
       callbacks: ["jouled_collectors.requests.litellm_callback.proxy_handler_instance"]
 
-Needs the standard library and the proxy's own `litellm`: install with `pip install --no-deps jouled`, or copy this file
+Needs the standard library and the proxy's own `litellm`: `pip install --no-deps .` from the checkout, or copy this file
 beside the proxy's configuration and name it `litellm_callback.proxy_handler_instance`. It does nothing unless
 JOULED_URL names at least one daemon, parted by commas: `http://gpu1:9966`, `unix:/run/jouled/api.sock`. Where they ask
 for a token, JOULED_TOKEN_FILE is the file that holds it. Each event goes to all daemons, and each takes what went to an
@@ -194,7 +194,7 @@ class Sender:
         pause = 0.0
         while (lines := self._next(pause)) is not None:
             try:
-                is_done = self._post(b"\n".join(lines))
+                is_done = self._post(lines)
             except (OSError, ValueError, http.client.HTTPException) as error:
                 self._say_once(f"jouled at {self._url} cannot be reached, calls wait: {error}")
                 is_done = False
@@ -218,33 +218,27 @@ class Sender:
                 return None
             return [line for line, _ in zip(self._queue, range(_MOST_AT_ONCE), strict=False)]
 
-    def _post(self, body: bytes) -> bool:
+    def _post(self, lines: list[bytes]) -> bool:
         """Whether the daemon has it; what it refuses is told, and not sent again."""
         connection = _connection(self._url)
         try:
             headers = {"Content-Type": "application/x-ndjson"}
             if self._token:
                 headers["Authorization"] = f"Bearer {self._token}"
-            connection.request("POST", _path(self._url), body, headers)
+            connection.request("POST", _path(self._url), b"\n".join(lines), headers)
             response = connection.getresponse()
             answer = response.read()
         finally:
             connection.close()
         if response.status in {http.client.OK, http.client.BAD_REQUEST}:
-            self._tell_refused(answer)
+            count, why = _refused(answer)
+            if response.status == http.client.BAD_REQUEST:
+                count, why = len(lines), why or _short(answer)
+            if count:
+                self._drop(count, f"refused: {why}")
             return True
         self._say_once(f"jouled at {self._url} answered {response.status}, calls wait: {_short(answer)}")
         return False
-
-    def _tell_refused(self, answer: bytes) -> None:
-        try:
-            told = json.loads(answer)
-            refused = told.get("rejected") or []
-            count = len(refused) + sum((told.get("more_rejected") or {}).values())
-        except (ValueError, AttributeError, TypeError):
-            return
-        if refused:
-            self._drop(count, f"refused: {str(refused[0].get('message'))[:_LONGEST_TEXT]}")
 
     def _drop(self, count: int, why: str) -> None:
         before, self.dropped = self.dropped, self.dropped + count
@@ -279,6 +273,17 @@ def _connection(url: str) -> http.client.HTTPConnection:
 def _path(url: str) -> str:
     parts = urlsplit(url)
     return _PATH if parts.scheme == "unix" else parts.path.rstrip("/") + _PATH
+
+
+def _refused(answer: bytes) -> tuple[int, str]:
+    """How many events a daemon refused, and why the first of them."""
+    try:
+        told = json.loads(answer)
+        refused = told.get("rejected") or []
+        count = len(refused) + sum((told.get("more_rejected") or {}).values())
+        return count, str(refused[0].get("message"))[:_LONGEST_TEXT] if refused else ""
+    except (ValueError, AttributeError, TypeError, LookupError):
+        return 0, ""
 
 
 def _short(answer: bytes) -> str:

@@ -81,14 +81,14 @@ class OtlpReceiver:
             try:
                 part = dynamo_span.read(span)
                 request = None if part else _read(span)
+                whole = self._dynamo.add(part, position) if part else ()
             except RefusedError as error:
                 batch.rejected.add(Rejected(position, error.reason, str(error)))
                 continue
-            if part is not None:
-                requests += self._dynamo.add(part, position)
-            elif request is not None:
+            requests += whole
+            if request is not None:
                 requests.append(replace(request, position=position))
-            else:
+            elif not whole:  # of no request, or of one that is not whole yet
                 ignored += 1
         refused, more = batch.rejected.kept, batch.rejected.more
         return Received(requests=requests, rejected=refused, more_rejected=more, ignored=ignored)

@@ -56,11 +56,12 @@ class SglangExportReceiver:
 
     name: ClassVar[str] = "sglang_export"
     settings_type: ClassVar[type[FollowSettings]] = FollowSettings
+    engine_type: ClassVar[str] = "sglang"
     pattern: ClassVar[str] = "sglang-request-metrics-*.log"
 
     def decode_lines(self, lines: Sequence[bytes], settings: FollowSettings) -> Received:
         """Turn lines into requests. Positions count the lines given, from 1."""
-        hint = EngineHint(engine=settings.engine, engine_type="sglang")
+        hint = EngineHint(engine=settings.engine, engine_type=self.engine_type)
         requests = []
         refusals = Refusals()
         for number, line in enumerate(lines, start=1):

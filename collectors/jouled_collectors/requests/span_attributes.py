@@ -34,9 +34,9 @@ def text(attributes: Mapping[str, Value], *keys: str) -> str:
 
 
 def hint(attributes: Mapping[str, Value], key: str) -> str:
-    """A string that only helps to find an engine; empty where it is not set or something else."""
+    """A string that only helps to find an engine; empty where it is not set, too long for a name, or something else."""
     value = attributes.get(key)
-    return value if isinstance(value, str) else ""
+    return value if isinstance(value, str) and len(value) <= LONGEST_TEXT else ""
 
 
 def count(attributes: Mapping[str, Value], *keys: str) -> int:

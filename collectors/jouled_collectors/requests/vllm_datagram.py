@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 VERSION = 1
 MOST_LOST = 10_000_000
+MOST_REQUESTS = 1_000
+"""Of one datagram: a request takes some 200 bytes."""
 _LONGEST_SECONDS = 30 * 86_400.0
 _LATEST_SECONDS = 9.2e9
 """Year 2261, the last that nanoseconds in 64 bits reach."""
@@ -89,6 +91,8 @@ class VllmDatagramReceiver:
             raise MalformedBodyError(
                 f"version {told.version} of the plug-in's datagrams is not known here", "$.version"
             )
+        if len(told.requests) > MOST_REQUESTS:
+            raise MalformedBodyError(f"more than {MOST_REQUESTS} requests in one datagram", "$.requests")
         hint = EngineHint(engine_type="vllm", service_name=told.service_name)
         requests = []
         refusals = Refusals(more=_lost(told.lost))

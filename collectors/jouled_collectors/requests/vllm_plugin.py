@@ -30,6 +30,9 @@ MOST_RUNNING = 10_000
 MOST_ID_CHARACTERS = 300
 """More than the daemon takes of an id, so that it refuses what is longer, and says so."""
 
+MOST_REQUEST_BYTES = 10_000
+"""Of one request: two kilobytes are the most that is expected, and what fits into no datagram would stop all others."""
+
 COUNTS_SECONDS = 1.0
 SEND_SECONDS = 0.05
 """Between two datagrams while the engine has more to do: sending costs more than all the rest."""
@@ -50,7 +53,8 @@ class Teller:
 
     def __init__(self, path: str, engine_index: int = 0) -> None:
         self._path = path
-        self._about = {"service_name": os.environ.get("OTEL_SERVICE_NAME", ""), "engine_index": engine_index}
+        service_name = os.environ.get("OTEL_SERVICE_NAME", "")[:MOST_ID_CHARACTERS]
+        self._about = {"service_name": service_name, "engine_index": engine_index}
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._waiting: deque[str] = deque()
         self._first_tokens: dict[float, float] = {}
@@ -115,7 +119,10 @@ class Teller:
             record = _record(request_id, finished, iteration_stats.iteration_timestamp)
             # None where it is this very step's, or was never told.
             record["first_token"] = self._first_tokens.pop(record["finished"] - record["e2e"], None)
-            self._waiting.append(_encode(record))
+            text = _encode(record)
+            if len(text) > MOST_REQUEST_BYTES:
+                raise ValueError(f"a request takes {len(text)} bytes")  # noqa: TRY301 - one way out
+            self._waiting.append(text)
             if len(self._waiting) > MOST_WAITING:
                 self._waiting.popleft()
                 self._lost["unsent"] += 1

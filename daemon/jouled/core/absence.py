@@ -24,6 +24,7 @@ class Absences:
         self._spans: list[list[int]] = []
         self._devices: set[str] = set()
         self._engines: set[str] = set()
+        self._named: dict[str, Engine] = {}
         self._return_by_ns = 0
 
     def begin(self, last_ns: int, now_ns: int, devices: set[str], engines: set[str]) -> None:
@@ -43,8 +44,13 @@ class Absences:
         """A device is there."""
         self._devices.discard(name)
 
-    def named_engine(self, engine: Engine, known: Engine | None) -> Engine:
-        """An engine is there; what its page told before the restart holds until the page is read again."""
+    def named_engine(self, engine: Engine, known: Engine | None, *, is_read: bool = False) -> Engine:
+        """An engine is there; what its page told before the restart holds until the page is read again.
+
+        is_read: it was read before the restart. Then its role and how it counts are known better than by who names it,
+        for requests of before the restart may become final first.
+        """
+        self._named.pop(engine.name, None)
         if engine.name not in self._engines or known is None:
             return engine
         self._engines.discard(engine.name)
@@ -55,7 +61,15 @@ class Absences:
             for field in fields(Engine)
             if field.name in _TOLD_LATER and not getattr(engine, field.name)
         }
-        return replace(engine, **untold)
+        named = replace(engine, **untold)
+        if not is_read:
+            return named
+        self._named[engine.name] = named
+        return replace(named, role=known.role, counter_semantics=known.counter_semantics)
+
+    def read_engine(self, name: str) -> Engine | None:
+        """An engine's page is read: the engine as it was named, if anything was held against that; `None` if not."""
+        return self._named.pop(name, None)
 
     def gone(self, now_ns: int) -> tuple[set[str], set[str]]:
         """Devices and engines that did not come back, each once."""

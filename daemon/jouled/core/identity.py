@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from jouled.core.attribution.by_request import SAME_ARRIVAL_NS, bare_id
-from jouled.core.attribution.tellings import is_same
+from jouled.core.attribution.tellings import is_another_try, is_same
 from jouled.model.receipt import Receipt
 from jouled.model.requests import RequestEvent, RequestStart
 from jouled.model.units import nanoseconds
@@ -194,6 +194,11 @@ class Waiting:
             if known.engine == event.engine and is_same(known, event):
                 return known
         return None
+
+    def tried_before(self, event: RequestEvent) -> bool:
+        """Whether a client tried twice under this id, one after the other, and one try was cut off."""
+        known = self._by_id.get(bare_id(event.id), ())
+        return any(other.engine == event.engine and is_another_try(other, event) for other in known)
 
     def replace(self, known: RequestEvent, amended: RequestEvent) -> None:
         """More is known of a request."""

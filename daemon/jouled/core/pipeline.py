@@ -33,6 +33,7 @@ from jouled.core.topology import Group, default_devices, groups
 from jouled.core.trust import trust_gauges
 from jouled.model.device import Device, DeviceKind, Quality
 from jouled.model.engine import Engine, EngineSample
+from jouled.model.errors import SourceState
 from jouled.model.parameters import Parameters
 from jouled.model.readings import ClockStep, DeviceStatus, EnergyReading, PowerReading, SourceReport
 from jouled.model.receipt import Receipt
@@ -178,7 +179,8 @@ class Pipeline:
         return ""
 
     def _engine(self, engine: Engine) -> str:
-        self._declared[engine.name] = self._absences.named_engine(engine, self._declared.get(engine.name))
+        known, is_read = self._declared.get(engine.name), engine.name in self._samples
+        engine = self._declared[engine.name] = self._absences.named_engine(engine, known, is_read=is_read)
         self._changed = True
         if engine.name in self._unreported:
             self._unreported[engine.name].describe(engine.counter_semantics)
@@ -230,6 +232,9 @@ class Pipeline:
         return ""
 
     def _engine_sample(self, sample: EngineSample) -> str:
+        named = self._absences.read_engine(sample.engine)
+        if named is not None:
+            self._engine(named)
         engine = self._declared.get(sample.engine)
         if engine is None:
             return "unknown_engine"
@@ -272,8 +277,15 @@ class Pipeline:
         now_ns = event.seen_ns if event.seen_ns > self._now_ns else self._now_ns
         reason = self._admission.refuse(event, now_ns)
         if reason in {TOLD_OTHERWISE, CONFLICT}:
-            return self._told_again(book, event, reason)
-        if reason:
+            known = self._waiting.told_again(event)
+            if known is not None:
+                return self._told_again(book, known, event)
+            if reason == TOLD_OTHERWISE:
+                return DUPLICATE
+            if not self._waiting.tried_before(event):
+                return CONFLICT
+            self._admission.remember(event)
+        elif reason:
             return reason
         self._attainment(event.engine).told_ns = now_ns
         self._waiting.add(event)
@@ -283,11 +295,8 @@ class Pipeline:
             self._account.counters.add("late_events_total", (late,), 1)
         return ""
 
-    def _told_again(self, book: EngineBook, event: RequestEvent, reason: str) -> str:
-        """One more telling of a known request: what it adds is taken as long as the request is not final."""
-        known = self._waiting.told_again(event)
-        if known is None:
-            return DUPLICATE if reason == TOLD_OTHERWISE else CONFLICT
+    def _told_again(self, book: EngineBook, known: RequestEvent, event: RequestEvent) -> str:
+        """One more telling of a request that is not final: what it adds is taken."""
         amended = book.amended(known, event)
         self._waiting.replace(known, amended)
         self._unreported_of(book.engine).untell(known)
@@ -327,6 +336,7 @@ class Pipeline:
         view = SourceView(
             source=report.source, state=report.state, reason=report.reason, message=report.message, mend=report.mend
         )
+        self._changed = self._changed or self._is_gone(report.source) is not (report.state is SourceState.ABSENT)
         self._sources[report.source] = view
         if report.reason:
             self._account.counters.add("source_errors_total", (report.source, report.reason), 1)
@@ -349,12 +359,20 @@ class Pipeline:
     # groups
 
     def _resolved_engines(self) -> list[Engine]:
-        """The declared engines with their devices; an only engine that names none gets the default."""
+        """The declared engines with their devices; an only engine that names none gets the default.
+
+        One that is gone makes none of the others less the only one: it may have moved to another port.
+        """
         declared = [engine for engine in self._declared.values() if engine.role != FRONTEND_ROLE]
-        if len(declared) == 1 and not declared[0].devices:
+        there = [engine for engine in declared if not self._is_gone(engine.name)] or declared
+        if len(there) == 1 and not there[0].devices:
             devices = default_devices([meter.device for meter in self._meters.values()])
-            return [replace(declared[0], devices=devices)] if devices else []
+            return [replace(there[0], devices=devices)] if devices else []
         return declared
+
+    def _is_gone(self, engine: str) -> bool:
+        view = self._sources.get(engine)
+        return view is not None and view.state is SourceState.ABSENT
 
     def _regroup(self) -> None:
         if not self._changed:
@@ -578,10 +596,12 @@ class Pipeline:
     def _book_unreported_tokens(self) -> None:
         for name, book in self._books.items():
             unreported = self._unreported.get(name)
-            if unreported is None or book.edge_ns is None:
+            if unreported is None:
                 continue
             model, role = self._account.model(book.engine.model), book.engine.role
-            tokens = unreported.settle(book.edge_ns)
+            # Where no device has ever been read no cell closes: looks are settled when requests are given up.
+            given_up_ns = self._now_ns - book.census.horizon_ns(self._now_ns)
+            tokens = unreported.settle(given_up_ns if book.edge_ns is None else book.edge_ns)
             for kind, counts, amount in zip(KINDS, (counts_prompt(role), counts_generation(role)), tokens, strict=True):
                 if counts:
                     self._account.counters.add("unreported_tokens_total", (name, model, kind), amount)

@@ -61,10 +61,10 @@ def test_an_environment_that_may_not_be_seen_is_told(monkeypatch):
 
 @needs_root
 def test_a_mask_that_only_root_sees_is_told_and_nothing_else_of_the_environment(monkeypatch):
-    environ = {"CUDA_VISIBLE_DEVICES": "2", "HF_TOKEN": "s3cr3t"}
+    environ = {"CUDA_VISIBLE_DEVICES": "2\x1b[1m", "HF_TOKEN": "s3cr3t"}
     with engine_process("--port", str(engine_port()), environ=environ) as engine:
         _, notes = look(monkeypatch, engine)
-    assert "was started with CUDA_VISIBLE_DEVICES=2, which the service as shipped may not see" in notes
+    assert "was started with CUDA_VISIBLE_DEVICES=2?[1m, which the service as shipped may not see" in notes
     assert "s3cr3t" not in notes
 
 

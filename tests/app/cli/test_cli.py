@@ -344,6 +344,37 @@ def test_check_shows_what_works_and_what_mends_the_rest(tmp_path, capsys, page_s
     assert "no engine collector is called `vlm`. Did you mean `vllm`?" in out
 
 
+def test_check_knows_of_an_engine_what_its_process_was_started_with(tmp_path, capsys, monkeypatch):
+    async def page(_session, _url):
+        return b"llamacpp:prompt_tokens_total 5\n"
+
+    monkeypatch.setattr("jouled.app.runtime.engines.pages.fetch", page)
+    config = tmp_path / "c.toml"
+    code = "import sys; sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code, "--alias", "a-70B"], stdin=subprocess.PIPE) as process:
+        engine = f'type = "llama_cpp"\nurl = "http://127.0.0.1:1"\npid = {process.pid}'
+        config.write_text(f"[power.estimate]\n[[engines]]\n{engine}\n")
+        assert main(["check", "--config", str(config)]) == 0
+        process.communicate()
+    out = " ".join(capsys.readouterr().out.split())
+    assert "http://127.0.0.1:1 a-70B its page does not tell: cached_prompt_tokens, generation_tokens," in out
+    assert "7e10 parameters" in out
+
+
+def test_check_outlives_a_collector_that_fails(tmp_path, capsys, monkeypatch, page_server):
+    def fails(_self, _body):
+        raise KeyError("le")
+
+    monkeypatch.setattr("jouled_collectors.engines.vllm.VllmCollector.page", fails)
+    config = tmp_path / "c.toml"
+    url = f"http://127.0.0.1:{page_server}"
+    config.write_text(f'[power.estimate]\n[[engines]]\ntype = "vllm"\nurl = "{url}"\n[[engines]]\nname = "gateway"\n')
+    assert main(["check", "--config", str(config)]) == 1
+    out = capsys.readouterr().out
+    assert "its collector vllm failed unexpectedly: KeyError: 'le'" in out
+    assert "request events only" in out
+
+
 def test_check_of_a_good_node_is_code_0(tmp_path, capsys):
     config = tmp_path / "c.toml"
     config.write_text('[power.estimate]\n[[engines]]\nname = "gateway"\n')

@@ -40,6 +40,7 @@ def clean_environment(monkeypatch, tmp_path):
         if name.startswith("JOULED_") or name in {"STATE_DIRECTORY", "RUNTIME_DIRECTORY", "XDG_STATE_HOME"}:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("jouled.app.cli.report.time_ns", lambda: NOW)
 
 
 def kept(engine: str = "vllm-8000") -> tuple[list, list[EngineMark], list[EngineChange]]:
@@ -148,6 +149,26 @@ def test_before_and_after_the_last_change(state, capsys):
     lines = list(csv.DictReader(io.StringIO(report(capsys, state, "--compare", "--csv"))))
     assert [line["side"] for line in lines] == ["before", "after"]
     assert lines[0]["changed"] == "version:0.32.0->0.33.0 parallelism:tp2->tp4"
+
+
+def test_a_prefill_pool_is_compared_by_its_prompt_tokens(tmp_path, capsys):
+    """It counts no generated ones: 2 tokens/J, then 3."""
+    store = Store(tmp_path / "state")
+
+    async def fill() -> None:
+        prompt = 0
+        for minute in range(121):
+            t_ns, owners = HOURS_AGO_2 + minute * MINUTE, {"prefill": minute * 10**9}
+            told = EngineMark(engine="p", model="m", t_ns=t_ns, prompt_tokens=prompt, owners_uj=owners)
+            await store.note([], [told], t_ns)
+            prompt += 2000 if t_ns < HOUR_AGO else 3000
+
+    asyncio.run(fill())
+    store.close()
+    times = ("--compare", "110m..70m", "50m..10m")
+    assert "prompt tokens/J 2 3 +50.0%" in " ".join(report(capsys, tmp_path / "state", *times).split())
+    (told,) = json.loads(report(capsys, tmp_path / "state", *times, "--json"))["comparisons"]
+    assert told["after"]["prompt_tokens_per_joule"] == pytest.approx(3.0)
 
 
 def test_two_times_that_are_named(state, capsys):
@@ -272,3 +293,24 @@ def test_pages_of_receipts_that_ended_together_leave_none_out(tmp_path, monkeypa
     told = list(runtime_report.RunningDaemon(tmp_path).receipts(0, NOW + SECOND))
     assert sorted(r.joules for r in told) == sorted(r.joules for r in receipts)
     assert len(told) == 50
+
+
+@pytest.mark.parametrize("times", [("--since", "99999999d"), ("--since", "0001-01-01"), ("--until", "9999-01-01")])
+def test_times_that_no_store_knows_are_its_ends(served, capsys, times):
+    """The daemon is asked for whole numbers of 64 bits."""
+    assert "tiny" in report(capsys, served, "--since", "3h", *times)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file that is another user's")
+@pytest.mark.parametrize("command", [["report"], ["report", "--compare"], ["forget", "--tenant", "red"], ["release"]])
+def test_what_another_user_keeps_closed_is_said_in_a_sentence(state, capsys, command):
+    state.chmod(0o700)
+    os.seteuid(65534)
+    try:
+        assert main([*command, "--state", str(state)]) == 1
+    finally:
+        os.seteuid(0)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Permission denied" in err
+    assert "run this as its user" in err

@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from jouled.app.runtime.chronicle import Chronicle
+from jouled.core.accounting.epochs import Span
+from jouled.core.accounting.report import used
 from jouled.model.engine import Engine
 from jouled.model.history import EngineChange
 from jouled.model.snapshot import EngineView, Snapshot
@@ -173,3 +176,32 @@ async def test_what_cannot_be_read_at_the_start_is_begun_anew(store, monkeypatch
     chronicle = Chronicle(store)
     await live(chronicle, 0, 60)
     assert await rows(store) == [(0.0, FACTS)]
+
+
+async def test_a_report_has_all_of_books_that_begin(store):
+    """The first mark of an engine, or of its new model, is not where counting begins: the zero before it is."""
+    chronicle = Chronicle(store)
+
+    def books(at: int, **decode: int) -> Snapshot:
+        views = [EngineView(engine=engine(name=name), watermark_ns=(at - 20) * SECOND) for name in decode]
+        counters = {(name, "m", "decode", "measured"): joules * 1_000_000 for name, joules in decode.items()}
+        told = {"energy_joules_total": counters}
+        return Snapshot(t_ns=at * SECOND, wall_minus_core_ns=OFFSET, engines=tuple(views), counters=told)
+
+    for at in range(200):
+        decode = {"old": 5_000 + at} | ({"new": 100 + at} if at >= 70 else {})
+        await chronicle.look(books(at, **decode))
+    chronicle.mark_next()
+    await chronicle.look(books(200, old=5_200, new=300))
+    marks = (await store.history(0)).marks
+    assert used(marks, Span(0, 2 * OFFSET), {"new"}).joules == pytest.approx(300)
+    assert used(marks, Span(0, 2 * OFFSET), {"old"}).joules == pytest.approx(200), "what an earlier run has counted"
+
+
+async def test_books_of_an_earlier_run_whose_engine_is_not_there_yet_do_not_begin_anew(store):
+    chronicle = Chronicle(store)
+    gone = snapshot(100)
+    for at in range(100, 130):
+        await chronicle.look(replace(gone, t_ns=at * SECOND, engines=()))
+    await live(chronicle, 130, 300)
+    assert used((await store.history(0)).marks, Span(0, 2 * OFFSET)).joules * 1_000_000 <= 300 - 130

@@ -133,7 +133,7 @@ def test_two_requests_of_one_trace_are_two() -> None:
         ({"request.outcome": None}, Outcome.COMPLETED, Outcome.COMPLETED),
         ({"request.outcome": "cancelled"}, Outcome.COMPLETED, Outcome.CANCELLED),
         ({"request.outcome": "error"}, Outcome.COMPLETED, Outcome.FAILED),
-        ({"request.outcome": "cancelled", "output_tokens": 0, "ttft_ms": None}, Outcome.CANCELLED, Outcome.CANCELLED),
+        ({"request.outcome": "cancelled", "output_tokens": 0, "ttft_ms": None}, Outcome.COMPLETED, Outcome.CANCELLED),
     ],
 )
 def test_a_prefill_half_completed_once_there_was_a_token(
@@ -288,3 +288,24 @@ def test_any_attributes_are_taken_or_refused(attributes: dict[str, str]) -> None
     for made in (asked(**attributes), {**worked(1, 0, 1), "attributes": asked(**attributes)["attributes"]}):
         received = receive(OtlpReceiver(), body(made))
         assert len(received.requests) + received.rejected_count + received.ignored <= 1
+
+
+def test_workers_without_end_of_one_request_take_no_memory_without_end() -> None:
+    receiver = OtlpReceiver()
+    received = receiver.decode(body(*(worked(number, 0, 1) for number in range(1, 41))), "application/json")
+    assert [refused.reason for refused in received.rejected] == ["too_many_workers"] * 24
+    assert receiver.overdue(1).rejected_count == 0
+    assert receiver.overdue(1 + FRONTEND_NS).rejected_count == 16
+
+
+def test_a_body_with_parts_that_are_held_is_no_refused_one() -> None:
+    received = OtlpReceiver().decode(body(worked(1, 0, 1), worked(2, 1, 0)), "application/json")
+    assert [refused.reason for refused in received.rejected] == ["end_before_start"]
+    assert received.ignored == 1
+
+
+def test_a_service_name_longer_than_any_name_is_not_held() -> None:
+    receiver = OtlpReceiver()
+    receiver.decode(body(worked(1, 0, 1), service="s" * 100_000), "application/json")
+    told = receiver.decode(body(asked(prefill_worker_id=None, decode_worker_id=1)), "application/json")
+    assert [request.hint.service_name for request in told.requests] == [""]

@@ -259,6 +259,34 @@ async def test_what_is_refused_is_counted_and_not_sent_again(callback, caplog):
     assert "the request has no id" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        # As the daemon answers where nothing was taken: it names the first hundred.
+        {"error": "nothing was taken", "rejected": [{"message": "why"}] * 2, "rejected_count": 7},
+        {"error": "the body cannot be read"},
+        {"rejected": ["why"]},
+        {"rejected": {"0": "why"}},
+        ["why"],
+    ],
+)
+async def test_all_that_is_refused_at_once_is_counted_whoever_answers(callback, caplog, answer):
+    asked = []
+
+    async def refuse(request: web.Request) -> web.Response:
+        asked.append(await request.read())
+        return web.json_response(answer, status=400)
+
+    told = Daemon()
+    told.take = refuse
+    async with daemon(told) as url:
+        sender = callback.Sender(url)
+        await tell(callback.JouledCallback([sender]), *map(str, range(7)))
+        await until(lambda: sender.dropped == 7)
+    assert sum(body.count(b"\n") + 1 for body in asked) == 7
+    assert "why" in caplog.text or "cannot be read" in caplog.text
+
+
 async def test_without_a_daemon_nothing_waits_and_what_is_dropped_is_told(callback, monkeypatch, caplog):
     monkeypatch.setattr(callback, "MOST_QUEUED", 3)
     sender = callback.Sender("unix:/nowhere/api.sock")

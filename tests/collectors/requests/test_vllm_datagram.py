@@ -211,3 +211,8 @@ def test_every_record_is_taken_in_order_or_refused(records: list[dict[str, objec
         assert isinstance(event, RequestEvent)
         assert event.arrival_ns <= event.first_token_ns <= event.last_token_ns
         assert event.scheduled_ns is None or event.arrival_ns <= event.scheduled_ns <= event.first_token_ns
+
+
+def test_a_datagram_with_more_records_than_any_engine_sends_is_refused_whole() -> None:
+    with pytest.raises(MalformedBodyError, match="more than 1000"):
+        RECEIVER.decode(b'{"version":1,"requests":[' + b",".join([b"1"] * 25_000) + b"]}")

@@ -650,3 +650,18 @@ def test_a_vllm_that_has_its_interface_elsewhere_leaves_it_out(tmp_path: Path, l
     """The loader catches what `load` raises; over a class of no kin it would end the engine's start."""
     loaded = load(tmp_path, loggers)
     assert loaded.stderr.splitlines()[-1].startswith(("ImportError", "ModuleNotFoundError"))
+
+
+def test_a_request_that_fits_into_no_datagram_stops_no_other(daemon: Daemon, logger: JouledStatLogger) -> None:
+    logger.record(None, iteration(finished("long", finish_reason="x" * 2 * MOST_DATAGRAM_BYTES), finished("other")))
+    read_all(daemon, logger._teller)
+    assert [request.id for request in daemon.requests] == ["other"]
+    assert daemon.lost == {"plugin_fault": 1}
+
+
+def test_a_long_service_name_leaves_room_for_requests(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "s" * 2 * MOST_DATAGRAM_BYTES)
+    logger = JouledStatLogger(SimpleNamespace(), 0)
+    logger.record(None, iteration(finished()))
+    read_all(daemon, logger._teller)
+    assert [request.id for request in daemon.requests] == ["chatcmpl-1"]

@@ -225,6 +225,8 @@ def test_the_last_change_of_each_engine():
     assert found.facts == (Changed("version", "2", "3"), Changed("parallelism", "", "tp4"))
     (cut,) = [each for each in last_changes(changes, T0 + 30 * MINUTE, T0 + 80 * MINUTE) if each.engine == "e"]
     assert cut.before == span(30, 50), "what lies before the asked time is left out"
+    (before,) = last_changes(changes, T0 + 10 * MINUTE, T0 + 40 * MINUTE)
+    assert (before.before, before.after) == (span(10, 20), span(20, 40)), "and what comes after it"
 
 
 def test_what_differs_between_two_times():

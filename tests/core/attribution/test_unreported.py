@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace as change
-from tests.core.scenario import SECOND, START, Node, request, run, when
+from tests.core.scenario import PARAMETERS, SECOND, START, Node, gpu, request, run, when
 
 from jouled.core.attribution.unreported import UnreportedTokens
+from jouled.core.pipeline import Pipeline
 from jouled.model.engine import CounterSemantics, Engine, EngineSample
 from jouled.model.requests import RequestEvent
 
@@ -237,3 +238,69 @@ def test_of_halves_each_engine_counts_its_own(role, kinds):
     lost = {kind: tokens for kind, tokens in _tokens(result, "unreported_tokens_total").items() if tokens}
     assert set(_tokens(result, "unreported_tokens_total")) == kinds
     assert lost == ({"prompt": 800} if role == "prefill" else {"generation": 100})
+
+
+def busy_look(t: float, made: int) -> EngineSample:
+    """A look at an engine that never rests."""
+    t_ns = START + round(t * SECOND)
+    gauges = {"requests_running": 1, "requests_waiting": 0}
+    return EngineSample(engine="e", t_ns=t_ns, prompt_tokens=9, generation_tokens=made, **gauges)
+
+
+def settled_at(ledger: UnreportedTokens, t: float) -> int:
+    return ledger.settle(START + round(t * SECOND)).generation
+
+
+def test_what_is_told_before_the_first_look_takes_no_room_and_hides_nothing():
+    ledger = UnreportedTokens(CounterSemantics())
+    for second in range(600):
+        ledger.tell(request(f"r{second}", float(second), generated=50))
+        settled_at(ledger, second - 15.0)
+    assert len(ledger._by_cell) <= 16
+    settled_at(ledger, 900.0)
+    for t, made in ((1000.0, 0), (1010.0, 70)):
+        ledger.sample(busy_look(t, made))
+        grown = settled_at(ledger, t)
+    assert grown == 70
+
+
+def test_while_a_page_is_away_what_is_told_is_kept_as_one_sum():
+    ledger = UnreportedTokens(CounterSemantics())
+    ledger.sample(busy_look(0.0, 0))
+    for second in range(600):
+        ledger.tell(request(f"r{second}", float(second), generated=50))
+        settled_at(ledger, second - 15.0)
+    assert len(ledger._by_cell) <= 17
+    ledger.sample(busy_look(1000.0, 600 * 50 + 70))
+    assert settled_at(ledger, 1000.0) == 70
+
+
+@pytest.mark.parametrize(("before", "after"), [("total", "computed"), ("computed", "total")])
+def test_another_release_that_counts_cached_tokens_otherwise_loses_and_hides_none(before, after):
+    counters = {"requests_running": 1, "requests_waiting": 0, "generation_tokens": 0}
+    ledger = UnreportedTokens(CounterSemantics(prompt=before))
+    looks = [(0.0, 0, 0), (5.0, 1000, 900), (10.0, 0, 0), (15.0, 70, 0)]
+    for t, prompt, cached in looks:
+        if t == 10.0:
+            ledger.describe(CounterSemantics(prompt=after))
+        t_ns = START + round(t * SECOND)
+        ledger.sample(
+            EngineSample(engine="e", t_ns=t_ns, prompt_tokens=prompt, cached_prompt_tokens=cached, **counters)
+        )
+        grown = ledger.settle(t_ns).prompt
+    assert grown == 70
+    assert ledger.unreported["prompt"] == 1070 + (900 if before == "computed" else 0)
+
+
+def test_without_any_reading_tokens_are_counted_and_nothing_piles_up():
+    pipeline = Pipeline(PARAMETERS)
+    for item in [gpu(), Engine(name="e", type="vllm", model="tiny-8B", devices=("gpu0",))]:
+        pipeline.feed(item)
+    for second in range(1200):
+        t_ns = START + second * SECOND
+        pipeline.feed(change(request(f"r{second}", second - 3.0), seen_ns=t_ns))
+        pipeline.feed(busy_look(float(second), 105 * second))
+        pipeline.advance(t_ns)
+    counters = pipeline.snapshot(t_ns).counters["unreported_tokens_total"]
+    assert counters["e", "tiny-8B", "generation"] == pytest.approx(1199 * 5, rel=0.3)
+    assert len(pipeline._unreported["e"]._by_cell) < 200

@@ -1,6 +1,7 @@
 import asyncio
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 
@@ -35,6 +36,12 @@ def run_python(script: str, *arguments: object) -> subprocess.Popen[str]:
 async def test_a_fresh_store_has_no_books(store):
     assert store.load() is None
     assert await store.receipts(ReceiptQuery()) == []
+
+
+def test_a_directory_that_is_made_is_closed_to_other_users(tmp_path):
+    """Receipts name tenants."""
+    Store(tmp_path / "state").close()
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) & 0o027 == 0
 
 
 async def test_the_last_commit_comes_back_after_a_restart(tmp_path):

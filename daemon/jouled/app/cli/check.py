@@ -26,6 +26,17 @@ SUMMARY = "what works on this node, what does not, and what mends it"
 
 MILLISECONDS = 1000.0
 
+_WANTED = (
+    "model",
+    "prompt_tokens",
+    "cached_prompt_tokens",
+    "generation_tokens",
+    "requests_running",
+    "requests_waiting",
+    "steps",
+)
+"""What makes energy shares better if an engine's page tells it."""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
@@ -85,6 +96,7 @@ async def _look_at(
 
 
 async def _look(engine: EngineConfig, collectors: Mapping[str, EngineCollector], slos: Sequence[Slo]) -> EngineLook:
+    from jouled.app.runtime.engines.facts import shown, told_by_process
     from jouled.app.runtime.engines.pages import fetch, open_session
 
     def told(
@@ -101,11 +113,16 @@ async def _look(engine: EngineConfig, collectors: Mapping[str, EngineCollector],
         async with open_session() as session:
             body = await fetch(session, engine.url.rstrip("/") + collector.page_path)
         page = collector.page(body)
+        process = await asyncio.to_thread(told_by_process, collector, engine.pid)
     except (SourceError, ValueError) as error:
         return told(str(error))
-    missing = tuple(name for name in page.__struct_fields__ if getattr(page, name) in {None, ""})
-    notes = (*await prior_notes(engine, page.model), *_on_slos(collector, body, slos))
-    return told(engine.model or page.model or "model not told", works=True, missing=missing, notes=notes)
+    except Exception as error:  # noqa: BLE001 - the boundary to plug-ins: the rest of the node is looked at all the same
+        return told(f"its collector {engine.type} failed unexpectedly: {type(error).__name__}: {error}")
+    model = engine.model or page.model or page.facts.model or process.model
+    told_elsewhere = {"model"} if model else set()
+    missing = tuple(name for name in _WANTED if name not in told_elsewhere and getattr(page, name) in {None, ""})
+    notes = (*await prior_notes(engine, model), *_on_slos(collector, body, slos))
+    return told(shown(model) or "model not told", works=True, missing=missing, notes=notes)
 
 
 def _on_slos(collector: EngineCollector, body: bytes, slos: Sequence[Slo]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from jouled.app.runtime.engines.device_masks import MASKS
 from jouled.app.runtime.engines.device_owners import stranger_note, strangers
 from jouled.app.runtime.engines.discovery import DROP_IN, FoundEngine, find_engines, lines_of, not_named, place_of
 from jouled.app.runtime.engines.engine_processes import ProcessRecord, read_processes
+from jouled.app.runtime.engines.facts import shown
 
 
 def look_for_engines(
@@ -60,7 +61,7 @@ def _on(found: FoundEngine, *, is_seen: bool) -> Iterator[str]:
             f"devices and settings is not known; look with `sudo jouled check`, and let the service see it by {DROP_IN}"
         )
     elif os.geteuid() == 0 and not MASKS.isdisjoint(process.environ):
-        masks = ", ".join(f"{name}={process.environ[name]}" for name in sorted(MASKS & process.environ.keys()))
+        masks = ", ".join(f"{name}={shown(process.environ[name])}" for name in sorted(MASKS & process.environ.keys()))
         yield (
             f"{config.name} was started with {masks}, which the service as shipped may not see; where the driver does "
             f"not tell its devices, install {DROP_IN} or name them in [[engines]]"

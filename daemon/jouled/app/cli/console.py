@@ -8,8 +8,12 @@ from pathlib import Path
 from jouled.app.config.checks import check_listen
 from jouled.app.config.faults import Fault
 from jouled.app.config.load import load
+from jouled.app.config.options import RunOptions, paths
 from jouled.app.config.types import Config
 from jouled.model.errors import ConfigurationError
+
+SERVICE_STATE, SERVICE_SOCKET = Path("/var/lib/jouled"), Path("/run/jouled/api.sock")
+"""Where the service of systemd/jouled.service keeps its books and listens."""
 
 
 def say(text: str) -> None:
@@ -53,6 +57,15 @@ def seconds(text: str) -> float:
 def loaded(arguments: argparse.Namespace) -> Config:
     """The configuration of `--config` and the environment. Raises `ConfigurationError`."""
     return load(arguments.config, os.environ)
+
+
+def where_it_runs(arguments: argparse.Namespace) -> tuple[Path, Path]:
+    """The daemon's Unix socket and state directory: the service's where there is none of this user's."""
+    found = paths(RunOptions(state=arguments.state), loaded(arguments), os.environ)
+    # os.path.exists(), unlike Path.exists(), has no error for what this user may not see.
+    if arguments.state is None and not os.path.exists(found.socket) and os.path.exists(SERVICE_STATE):  # noqa: PTH110
+        return SERVICE_SOCKET, SERVICE_STATE
+    return found.socket, found.state
 
 
 def _listen(text: str) -> str:

@@ -1,14 +1,8 @@
 """`jouled release`: let go of the GPUs for a while."""
 
 import argparse
-import os
-from pathlib import Path
 
-from jouled.app.cli.console import config_argument, loaded, seconds, state_argument
-from jouled.app.config.options import RunOptions, paths
-
-SERVICE_SOCKET = Path("/run/jouled/api.sock")
-"""Where the service of systemd/jouled.service listens."""
+from jouled.app.cli.console import config_argument, seconds, state_argument, where_it_runs
 
 NAME = "release"
 SUMMARY = "make the running daemon let go of the GPUs, so that they can be reset or their driver unloaded"
@@ -27,7 +21,5 @@ def execute(arguments: argparse.Namespace) -> int:
     """Ask the daemon behind the Unix socket."""
     from jouled.app.runtime.release import release
 
-    found = paths(RunOptions(state=arguments.state), loaded(arguments), os.environ).socket
-    if not found.exists() and arguments.state is None and SERVICE_SOCKET.exists():
-        found = SERVICE_SOCKET
-    return release(found, arguments.seconds)
+    socket, _ = where_it_runs(arguments)
+    return release(socket, arguments.seconds)

@@ -1,16 +1,13 @@
 """`jouled report`: joules, cost and CO2e by model or tenant, and what a change did to them."""
 
 import argparse
-import os
-import time
 from datetime import UTC, datetime
-from pathlib import Path
+from time import time_ns
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from jouled.app.cli.console import config_argument, loaded, say, state_argument
-from jouled.app.config.options import RunOptions, paths
+from jouled.app.cli.console import config_argument, say, state_argument, where_it_runs
 from jouled.core.accounting.epochs import Span
 from jouled.model.errors import ConfigurationError
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
@@ -18,12 +15,11 @@ from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 if TYPE_CHECKING:
     from jouled.app.runtime.report import Source, Summary
 
-SERVICE_STATE, SERVICE_SOCKET = Path("/var/lib/jouled"), Path("/run/jouled/api.sock")
-"""Where the service of systemd/jouled.service keeps its books and listens."""
-
 NAME = "report"
 SUMMARY = "joules, cost and CO2e by model or tenant; before and after a change"
 
+LATEST_NS = 2**63 - 1
+"""The latest time that the store can be asked for: the year 2262."""
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _TIME = "how long ago (90s, 10m, 2h, 7d), or a time in UTC (2026-11-26T10:00)"
 
@@ -56,7 +52,7 @@ def execute(arguments: argparse.Namespace) -> int:
         raise ConfigurationError("--since is not before --until", mend="Give --since 24h, or a time before --until")
     if arguments.compare and len(arguments.compare) != 2:
         raise ConfigurationError("--compare takes no times or two", mend="Write --compare 2h..1h 1h..now")
-    source = open_source(*_where(arguments))
+    source = open_source(*where_it_runs(arguments))
     try:
         if arguments.compare is None:
             _print_summary(summarise(source, span, arguments.by), arguments)
@@ -90,14 +86,6 @@ def _print_comparisons(source: "Source", span: Span, arguments: argparse.Namespa
         say("\n\n".join(comparison_text(comparison) for comparison in comparisons))
 
 
-def _where(arguments: argparse.Namespace) -> tuple[Path, Path]:
-    """The Unix socket and the state directory."""
-    found = paths(RunOptions(state=arguments.state), loaded(arguments), os.environ)
-    if not found.socket.exists() and arguments.state is None and SERVICE_STATE.exists():
-        return SERVICE_SOCKET, SERVICE_STATE
-    return found.socket, found.state
-
-
 def _span(text: str) -> Span:
     since, dots, until = text.partition("..")
     if not dots:
@@ -110,15 +98,18 @@ def _span(text: str) -> Span:
 
 def _time(text: str) -> int:
     """Unix nanoseconds of `now`, of so long ago, or of a time in ISO 8601 (UTC where it names no zone)."""
-    now_ns = time.time_ns()
+    now_ns = time_ns()
     if text == "now":
         return now_ns
     unit = _SECONDS.get(text[-1:])
     try:
-        if unit is not None:
-            return now_ns - nanoseconds(float(text[:-1]) * unit)
-        moment = datetime.fromisoformat(text)
+        t_ns = _moment_ns(text) if unit is None else now_ns - nanoseconds(float(text[:-1]) * unit)
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is no time; write {_TIME}") from None
+    return min(max(t_ns, 0), LATEST_NS)
+
+
+def _moment_ns(text: str) -> int:
+    moment = datetime.fromisoformat(text)
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return int(moment.timestamp()) * NANOSECONDS_PER_SECOND

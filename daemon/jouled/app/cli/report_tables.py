@@ -65,8 +65,9 @@ def comparison_text(comparison: Comparison) -> str:
 def comparisons_csv(comparisons: Sequence[Comparison]) -> str:
     """Two lines for each engine."""
     header = (
-        "engine", "side", "since", "until", "generation_tokens", "joules", "tokens_per_joule",
-        "tokens_per_joule_without_idle", "requests", "joules_per_request_p50", "joules_per_request_p99", "changed",
+        "engine", "side", "since", "until", "prompt_tokens", "generation_tokens", "joules", "prompt_tokens_per_joule",
+        "tokens_per_joule", "tokens_per_joule_without_idle", "requests", "joules_per_request_p50",
+        "joules_per_request_p99", "changed",
     )  # fmt: skip
     return _csv(header, (line for comparison in comparisons for line in _two_lines(comparison)))
 
@@ -75,8 +76,9 @@ def _two_lines(comparison: Comparison) -> Iterator[tuple[object, ...]]:
     changed = " ".join(f"{of.fact}:{of.before}->{of.after}" for of in comparison.changed)
     for name, side in (("before", comparison.before), ("after", comparison.after)):
         yield (
-            comparison.engine, name, when(side.since_ns), when(side.until_ns), round(side.generation_tokens),
-            side.joules, side.tokens_per_joule, side.tokens_per_joule_without_idle, side.requests,
+            comparison.engine, name, when(side.since_ns), when(side.until_ns), round(side.prompt_tokens),
+            round(side.generation_tokens), side.joules, side.prompt_tokens_per_joule, side.tokens_per_joule,
+            side.tokens_per_joule_without_idle, side.requests,
             side.joules_per_request_p50, side.joules_per_request_p99, changed,
         )  # fmt: skip
 
@@ -115,8 +117,11 @@ def _beside(summary: Summary) -> Iterator[str]:
 
 def _compared(comparison: Comparison) -> Iterator[tuple[str, str, str, str]]:
     before, after = comparison.before, comparison.after
+    yield "prompt tokens", str(round(before.prompt_tokens)), str(round(after.prompt_tokens)), ""
     yield "generated tokens", str(round(before.generation_tokens)), str(round(after.generation_tokens)), ""
     yield "joules", _figure(before.joules), _figure(after.joules), ""
+    pair = before.prompt_tokens_per_joule, after.prompt_tokens_per_joule
+    yield "prompt tokens/J", _figure(pair[0]), _figure(pair[1]), _share(*pair)
     for name, attribute, change in (
         ("tokens/J", "tokens_per_joule", comparison.tokens_per_joule),
         ("tokens/J without idle", "tokens_per_joule_without_idle", comparison.tokens_per_joule_without_idle),

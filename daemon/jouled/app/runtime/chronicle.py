@@ -1,16 +1,19 @@
 """Keeps for reports what no receipt tells: how far the books were, minute by minute, and when an engine changed."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from jouled.model.engine import ENGINE_FACTS, Engine
-from jouled.model.history import EngineChange
-from jouled.model.snapshot import EngineView, Snapshot
+from jouled.model.history import EngineChange, EngineMark
+from jouled.model.snapshot import EngineView, Labels, Snapshot
 from jouled.model.units import nanoseconds
 from jouled.outputs.store import Store, StoreError, marks_of
 
 MARK_NS = nanoseconds(60.0)
 """Between two marks of the books; in between a report takes them for linear."""
+
+BEGIN_NS = nanoseconds(1.0)
+"""How long before their first mark books stood at zero, as far as reports are told."""
 
 HOLD_NS = nanoseconds(30.0)
 """An engine that starts tells what it is bit by bit; what has held for so long is what it is."""
@@ -27,6 +30,8 @@ _UNIFIED = "unified"
 _log = logging.getLogger(__name__)
 
 Facts = Mapping[str, str]
+Book = tuple[str, str, str]
+"""Engine, model and quality of energies."""
 
 
 class Chronicle:
@@ -41,6 +46,7 @@ class Chronicle:
             _log.warning("what engines were before is not known to reports: %s", error)
             self._known = {}
         self._seen: dict[str, tuple[Facts, int]] = {}
+        self._books: set[Book] | None = None
         self._marked_ns: int | None = None
         self._fails = False
 
@@ -51,8 +57,12 @@ class Chronicle:
     async def look(self, snapshot: Snapshot) -> None:
         """Take what a published snapshot tells."""
         changes = [change for view in snapshot.engines if (change := self._changed(view, snapshot)) is not None]
-        due = self._marked_ns is None or not 0 <= snapshot.t_ns - self._marked_ns < MARK_NS
-        marks = marks_of(snapshot) if due else ()
+        books = {(engine, model, quality) for engine, model, _, quality in _energies(snapshot)}
+        begun = self._begun(books, snapshot)
+        due = bool(begun) or self._marked_ns is None or not 0 <= snapshot.t_ns - self._marked_ns < MARK_NS
+        marks = (*begun, *marks_of(snapshot)) if due else ()
+        if self._books is None:
+            self._books = books
         if not (changes or marks):
             return
         try:
@@ -65,7 +75,19 @@ class Chronicle:
         self._fails = False
         self._known |= {change.engine: change for change in changes}
         if marks:
-            self._marked_ns = snapshot.t_ns
+            self._marked_ns, self._books = snapshot.t_ns, books
+
+    def _begun(self, books: set[Book], snapshot: Snapshot) -> tuple[EngineMark, ...]:
+        """Zeros of books that were not there at the last mark: without them what is in the first mark is in no report.
+
+        Books that are there at the first look may be of an earlier run.
+        """
+        new = set() if self._books is None else books - self._books
+        return tuple(
+            EngineMark(engine=mark.engine, model=mark.model, quality=mark.quality, t_ns=mark.t_ns - BEGIN_NS)
+            for mark in (marks_of(snapshot) if new else ())
+            if (mark.engine, mark.model, mark.quality) in new
+        )
 
     def _changed(self, view: EngineView, snapshot: Snapshot) -> EngineChange | None:
         """The engine as it is now, once that has held for long enough and is not what is known of it."""
@@ -85,6 +107,10 @@ class Chronicle:
         if known is not None and _only_learned(known.facts, facts):
             since_ns = known.since_ns
         return EngineChange(engine=engine.name, since_ns=since_ns, facts=dict(facts))
+
+
+def _energies(snapshot: Snapshot) -> Iterable[Labels]:
+    return snapshot.counters.get("energy_joules_total", {})
 
 
 def _facts_of(engine: Engine, known: Facts) -> Facts:

@@ -241,6 +241,7 @@ class Daemon:
                 metering.wall,
                 self._pseudonyms,
                 own_hosts(),
+                lambda: engines.are_known,
             ),
             pseudonyms=self._pseudonyms,
             shows_receipts=self._config.privacy.receipts,
@@ -265,7 +266,7 @@ class Daemon:
         tasks = [group.create_task(self._tick_every_second(group), name="ticks")]
         tasks += self._sinks.start(group)
         receivers = self._plugins.requests
-        told = (self._front.accept, metering.own.reject, engines.engines)
+        told = (self._front.accept, metering.own.reject, engines.engines, engines.askable)
         tasks += Receivers(
             receivers,
             *told,
@@ -491,7 +492,7 @@ def _plugins() -> Plugins:
 def _directories(options: RunOptions, config: Config) -> Paths:
     where = paths(options, config, os.environ)
     try:
-        where.runtime.mkdir(parents=True, exist_ok=True)
+        where.runtime.mkdir(mode=0o750, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(
             f"the directory {where.runtime} cannot be made: {error.strerror}", mend="Give another one with --state DIR"

@@ -1,5 +1,6 @@
 """A report's figures, out of the running daemon by its Unix socket, else out of the store that it left."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -89,7 +90,7 @@ def open_source(socket: Path, state: Path) -> Source:
     try:
         ask(socket, "/healthz")
     except NoDaemonError:
-        if not (state / FILE_NAME).exists():
+        if not os.path.exists(state / FILE_NAME):  # noqa: PTH110 - Path.exists() fails in a closed directory
             raise
     else:
         return daemon
@@ -112,12 +113,17 @@ class Summary(Struct):
 
 
 class Side(Struct):
-    """One side of a comparison. Tokens and joules are all of the engine's; quantiles and attainment are of receipts."""
+    """One side of a comparison. Tokens and joules are all of the engine's; quantiles and attainment are of receipts.
+
+    A prefill pool counts no generated tokens: its measure is prompt_tokens_per_joule, with idle.
+    """
 
     since_ns: int
     until_ns: int
+    prompt_tokens: float
     generation_tokens: float
     joules: float
+    prompt_tokens_per_joule: float | None
     tokens_per_joule: float | None
     tokens_per_joule_without_idle: float | None
     requests: int
@@ -206,8 +212,10 @@ def _side(span: Span, whole: Used, requests: Requests) -> Side:
     return Side(
         since_ns=span.since_ns,
         until_ns=span.until_ns,
+        prompt_tokens=whole.prompt_tokens,
         generation_tokens=whole.generation_tokens,
         joules=whole.joules,
+        prompt_tokens_per_joule=whole.prompt_tokens / whole.joules if whole.joules > 0.0 else None,
         tokens_per_joule=_value(whole, with_idle=True),
         tokens_per_joule_without_idle=_value(whole, with_idle=False),
         requests=len(requests.joules),

@@ -35,17 +35,17 @@ class Change(NamedTuple):
 
 
 def last_changes(changes: Iterable[EngineChange], since_ns: int, now_ns: int) -> list[Change]:
-    """Of each engine the last change after `since_ns`, with the time from the one before it, or from `since_ns` on."""
+    """Of each engine the last change in this time, with the time from the one before it, or from `since_ns` on."""
     by_engine: dict[str, list[EngineChange]] = {}
     for change in changes:
         by_engine.setdefault(change.engine, []).append(change)
     found = []
     for engine, known in sorted(by_engine.items()):
         known.sort(key=lambda change: change.since_ns)
-        for earlier, later in list(pairwise(known))[-1:]:
-            if since_ns < later.since_ns < now_ns:
-                before = Span(max(earlier.since_ns, since_ns), later.since_ns)
-                found.append(Change(engine, before, Span(later.since_ns, now_ns), differences(earlier, later)))
+        within = [pair for pair in pairwise(known) if since_ns < pair[1].since_ns < now_ns]
+        for earlier, later in within[-1:]:
+            before = Span(max(earlier.since_ns, since_ns), later.since_ns)
+            found.append(Change(engine, before, Span(later.since_ns, now_ns), differences(earlier, later)))
     return found
 
 

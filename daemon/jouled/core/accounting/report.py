@@ -146,6 +146,11 @@ class Used:
         return self.tokens.get("generation_tokens", 0.0) + self.tokens.get("unreported_generation_tokens", 0.0)
 
     @property
+    def prompt_tokens(self) -> float:
+        """Prompt tokens, likewise."""
+        return self.tokens.get("prompt_tokens", 0.0) + self.tokens.get("unreported_prompt_tokens", 0.0)
+
+    @property
     def joules(self) -> float:
         """Joules of all owners but what was used while the daemon was away, of which no tokens are known."""
         return _joules(self.owners_joules)
@@ -217,6 +222,8 @@ def rows_by(receipts: Iterable[ToldReceipt], key: str) -> list[Row]:
         if name not in rows:
             rows[name] = Row(name)
         rows[name].add(receipt)
+    for row in rows.values():  # receipts are exact to the microjoule; their sum does not depend on their order
+        row.joules, row.node_joules = round(row.joules, 6), round(row.node_joules, 6)
     return sorted(rows.values(), key=lambda row: (-row.joules, row.name))
 
 

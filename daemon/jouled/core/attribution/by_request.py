@@ -17,11 +17,15 @@ Thing = TypeVar("Thing")
 
 
 def bare_id(request_id: str) -> str:
-    """A request's id as its client knows it: vLLM answers `chatcmpl-<id>`, and to one prompt `cmpl-<id>-0`."""
-    if not request_id.startswith(RESPONSE_PREFIXES):
-        return request_id
-    prefix, _, bare = request_id.partition("-")
-    return bare.removesuffix("-0") if prefix == "cmpl" else bare
+    """A request's id as its client knows it: vLLM answers `chatcmpl-<id>`, and to one prompt `cmpl-<id>-0`.
+
+    A client may take the id of its own response, or of an engine behind it, for X-Request-Id: then prefixes pile up.
+    """
+    while request_id.startswith(RESPONSE_PREFIXES):
+        prefix, _, request_id = request_id.partition("-")
+        if prefix == "cmpl":
+            request_id = request_id.removesuffix("-0")
+    return request_id
 
 
 class ByRequest(Generic[Thing]):

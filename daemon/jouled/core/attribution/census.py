@@ -176,6 +176,7 @@ class Census:
         self._first_ns: int | None = None
         self._spans = Spans()
         self._recent: deque[tuple[int, int, bool]] = deque(maxlen=RECENT_MAX)
+        self._undone: deque[tuple[int, int, bool]] = deque(maxlen=RECENT_MAX)
         self._counters = {name: Monotone() for name in ("steps", "generation", "prompt", "cached")}
         self._away: deque[tuple[int, int]] = deque(maxlen=AWAY_MAX)
         self.looks: list[Look] = []
@@ -204,6 +205,9 @@ class Census:
         for start_ns, last_ns, scheduled in self._recent:
             if start_ns <= look.t_ns < last_ns + SKEW_NS:
                 look.met(start_ns, last_ns, scheduled=scheduled)
+        for start_ns, last_ns, scheduled in self._undone:
+            if start_ns <= look.t_ns < last_ns + SKEW_NS:
+                look.unmet(start_ns, last_ns, scheduled=scheduled)
         self.looks.append(look)
         self._times.append(look.t_ns)
         return grown
@@ -219,25 +223,28 @@ class Census:
         while index < len(times) and times[index] < end_ns:
             self.looks[index].met(start_ns, last_ns, scheduled=scheduled)
             index += 1
-        recent = self._recent
+        recent, undone = self._recent, self._undone
         if end_ns > last_look_ns:
             recent.append((start_ns, last_ns, scheduled))
         needed_ns = seen_ns - RECENT_NS if seen_ns - RECENT_NS > last_look_ns else last_look_ns
         while recent and recent[0][1] + SKEW_NS <= needed_ns:
             recent.popleft()
+        while undone and undone[0][1] + SKEW_NS <= needed_ns:
+            undone.popleft()
 
     def untold(self, start_ns: int, last_ns: int, *, scheduled: bool) -> None:
-        """A request that has become known is known otherwise now: undo what `known` did with these times."""
+        """A request that has become known is known otherwise now: undo what `known` did with these times.
+
+        For looks still to come it is noted, not sought among the recent ones: there may be thousands, and as many of
+        them told twice.
+        """
         times, end_ns = self._times, last_ns + SKEW_NS
         index = bisect_left(times, start_ns)
         while index < len(times) and times[index] < end_ns:
             self.looks[index].unmet(start_ns, last_ns, scheduled=scheduled)
             index += 1
-        recent, wanted = self._recent, (start_ns, last_ns, scheduled)
-        for back, told in enumerate(reversed(recent), start=1):
-            if told == wanted:
-                del recent[-back]
-                return
+        if end_ns > (times[-1] if times else 0):
+            self._undone.append((start_ns, last_ns, scheduled))
 
     def waited(self, start_ns: int, seen_ns: int) -> None:
         """A request that began then was told of for the first time."""

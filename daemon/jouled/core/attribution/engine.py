@@ -151,7 +151,7 @@ class EngineBook:
     def amended(self, known: RequestEvent, event: RequestEvent) -> RequestEvent:
         """Another telling of a request; returns what is known of it now.
 
-        Before its service start is swept all of it counts, later the names alone: its energy is being shared.
+        Before its service start is swept all of it counts, later only names and cached tokens: its energy is shared.
         """
         part = self._pending.remove(known, cell_of(served(known, self.engine.role).earliest_ns))
         if part is not None:
@@ -161,7 +161,9 @@ class EngineBook:
             if request.event is known:
                 request.event = named
                 return named
-        cell = self._pending.cell_of(known)  # it came late, or its turn was put off
+        # It came late and waits for the next cell, or its turn was put off: no further than to its first token.
+        floor = cell_of(known.arrival_ns) if self.next_cell is None else self.next_cell
+        cell = self._pending.cell_of(known, range(floor, max(floor, cell_of(known.first_token_ns)) + 1))
         part = None if cell is None else self._pending.remove(known, cell)
         return known if part is None else self._told_otherwise(part, merged(known, event))
 

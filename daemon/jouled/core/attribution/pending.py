@@ -1,6 +1,6 @@
 """Requests told of, until the cell of their service start is swept."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import attrgetter
 
 from jouled.core.attribution.roles import Served
@@ -49,9 +49,9 @@ class Pending:
                 return part
         return None
 
-    def cell_of(self, event: RequestEvent) -> int | None:
-        """The cell for which the part of an event waits, sought in all of them; `None` if it does not wait."""
-        waiting = ((cell, part) for cell, parts in self._by_cell.items() for part in parts)
+    def cell_of(self, event: RequestEvent, cells: Iterable[int]) -> int | None:
+        """The cell for which the part of an event waits, sought in these; `None` if it waits for none of them."""
+        waiting = ((cell, part) for cell in cells for part in self._by_cell.get(cell, ()))
         return next((cell for cell, part in waiting if part.event is event), None)
 
     def cells_before(self, cell: int) -> list[int]:

@@ -14,28 +14,45 @@ _GRAVITY = {Outcome.COMPLETED: 0, Outcome.CANCELLED: 1, Outcome.FAILED: 2}
 def is_same(known: RequestEvent, event: RequestEvent) -> bool:
     """Whether both tell of one request: one id, one arrival, and the same tokens as far as it ran to its end.
 
-    Of a request that was cut off a gateway has seen fewer tokens than the engine made.
+    Of a request that was cut off a gateway has seen fewer tokens than the engine made, at the same time.
     """
-    if bare_id(known.id) != bare_id(event.id) or abs(known.arrival_ns - event.arrival_ns) > SAME_ARRIVAL_NS:
+    if not _is_near(known, event):
         return False
     if known.prompt_tokens == event.prompt_tokens and known.generation_tokens == event.generation_tokens:
         return True
+    return _was_cut_off(known, event) and not _is_apart(known, event)
+
+
+def is_another_try(known: RequestEvent, event: RequestEvent) -> bool:
+    """Whether they are two tries of a client under one id, one after the other, of which one was cut off."""
+    return _is_near(known, event) and _was_cut_off(known, event) and _is_apart(known, event)
+
+
+def _is_near(known: RequestEvent, event: RequestEvent) -> bool:
+    return bare_id(known.id) == bare_id(event.id) and abs(known.arrival_ns - event.arrival_ns) <= SAME_ARRIVAL_NS
+
+
+def _was_cut_off(known: RequestEvent, event: RequestEvent) -> bool:
     return (known.outcome, event.outcome) != (Outcome.COMPLETED, Outcome.COMPLETED)
+
+
+def _is_apart(known: RequestEvent, event: RequestEvent) -> bool:
+    """Whether one began when the other had ended."""
+    return known.last_token_ns < event.arrival_ns or event.last_token_ns < known.arrival_ns
 
 
 def merged(known: RequestEvent, event: RequestEvent) -> RequestEvent:
     """Both tellings in one; which came first changes nothing but when it was seen."""
     base, other = (known, event) if _rank(known) >= _rank(event) else (event, known)
-    cached = base.cached_prompt_tokens
-    if cached is None and other.cached_prompt_tokens is not None:
-        cached = min(other.cached_prompt_tokens, base.prompt_tokens)
-    whole = replace(base, seen_ns=known.seen_ns, cached_prompt_tokens=cached)
-    return described(whole, other)
+    return described(replace(base, seen_ns=known.seen_ns), other)
 
 
 def described(known: RequestEvent, event: RequestEvent) -> RequestEvent:
-    """The known telling with the names that it lacks and the graver outcome: nothing by which energy is shared."""
+    """The known telling with the names and cached tokens that it lacks and the graver outcome: no times, no work."""
     spanned = known if known.trace_id else event
+    cached = known.cached_prompt_tokens
+    if cached is None and event.cached_prompt_tokens is not None:
+        cached = min(event.cached_prompt_tokens, known.prompt_tokens)
     return replace(
         known,
         id=max(known.id, event.id, key=lambda request_id: (len(request_id), request_id)),
@@ -44,6 +61,7 @@ def described(known: RequestEvent, event: RequestEvent) -> RequestEvent:
         span_id=spanned.span_id,
         tenant=known.tenant or event.tenant,
         adapter=known.adapter or event.adapter,
+        cached_prompt_tokens=cached,
         preemptions=max(known.preemptions, event.preemptions),
     )
 

@@ -48,6 +48,7 @@ class UnreportedTokens:
     def __init__(self, semantics: CounterSemantics) -> None:
         self._semantics = semantics
         self._counters = {name: Monotone() for name in (PROMPT, "cached", GENERATION)}
+        self._seen = Tokens(0, 0)
         self._last: EngineSample | None = None
         self._counts_cached = False
         self._looks: deque[_Look] = deque(maxlen=LOOKS_MAX)
@@ -64,18 +65,15 @@ class UnreportedTokens:
     def sample(self, sample: EngineSample) -> None:
         """Take a look at the page."""
         last, self._last = self._last, sample
-        grown = self._counters[PROMPT].take(sample.prompt_tokens)
-        grown += self._counters["cached"].take(sample.cached_prompt_tokens)
-        grown += self._counters[GENERATION].take(sample.generation_tokens)
+        prompt = self._counters[PROMPT].take(sample.prompt_tokens)
+        cached = self._counters["cached"].take(sample.cached_prompt_tokens)
+        generated = self._counters[GENERATION].take(sample.generation_tokens)
         self._counts_cached = sample.cached_prompt_tokens is not None
-        at_rest = last is not None and _nobody(last) and _nobody(sample) and not grown
-        self._looks.append(_Look(sample.t_ns, self._now_counted(), last is not None and _less(sample, last), at_rest))
-
-    def _now_counted(self) -> Tokens:
-        prompt = self._counters[PROMPT].total
-        if self._semantics.prompt == "computed":
-            prompt += self._counters["cached"].total
-        return Tokens(prompt, self._counters[GENERATION].total)
+        at_rest = last is not None and _nobody(last) and _nobody(sample) and not (prompt or cached or generated)
+        # By what it grew, not from the totals: another release of the engine may count otherwise from here on.
+        prompt += cached if self._semantics.prompt == "computed" else 0
+        self._seen = Tokens(self._seen.prompt + prompt, self._seen.generation + generated)
+        self._looks.append(_Look(sample.t_ns, self._seen, last is not None and _less(sample, last), at_rest))
 
     def tell(self, event: RequestEvent) -> None:
         """An event told of a request."""
@@ -104,7 +102,23 @@ class UnreportedTokens:
         before = dict(self.unreported)
         while self._looks and self._looks[0].t_ns <= edge_ns:
             self._settle(self._looks.popleft())
+        if not self._looks:
+            self._gather(cell_of(edge_ns))
         return Tokens(*(self.unreported[kind] - before[kind] for kind in KINDS))
+
+    def _gather(self, until_cell: int) -> None:
+        """No look waits: what was told of closed cells is kept as one sum, however long no page is read.
+
+        Before the first look it is nothing that a counter will show, for all of it had ended by then.
+        """
+        cells = [cell for cell in self._by_cell if cell < until_cell]
+        if self._last is None:
+            for cell in cells:
+                del self._by_cell[cell]
+        elif len(cells) > 1:
+            told = [self._by_cell.pop(cell) for cell in cells]
+            prompt, cached, generated = (sum(part) for part in zip(*told, strict=True))
+            self._by_cell[min(cells)] = (prompt, cached, generated)
 
     def _settle(self, look: _Look) -> None:
         if look.began_anew or (look.at_rest and not self._began_at_rest):

@@ -1,6 +1,7 @@
 """What is told to the daemon: one POST route for each receiver."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from http import HTTPStatus
 
@@ -24,6 +25,8 @@ More than are decoded at once, so that a sender that drips holds up nobody.
 """
 
 _NAMED_IN_ANSWER = 100
+
+_log = logging.getLogger(__name__)
 
 
 def ingest_handler(door: Door, ingest: HttpIngest) -> Handler:
@@ -71,7 +74,7 @@ def decoded(decode: Callable[[], Received]) -> Received:
     """What a receiver makes of a body.
 
     Raises:
-        Refusal: it cannot be read, or holds too much.
+        Refusal: it cannot be read, or holds too much, or the receiver has a fault.
     """
     try:
         return decode()
@@ -81,6 +84,10 @@ def decoded(decode: Callable[[], Received]) -> Received:
         raise Refusal(
             HTTPStatus.BAD_REQUEST, f"the body cannot be read: {error}", position=error.position, accepted=0
         ) from error
+    except Exception as error:  # the boundary to plug-ins: what one chokes on is counted as well
+        _log.exception("a receiver failed unexpectedly")
+        message = "the receiver failed over this body; the log of jouled says where"
+        raise Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, message, reason="receiver_failed", accepted=0) from error
 
 
 def check_taken(taken: Received) -> None:

@@ -82,6 +82,7 @@ COUNTS: Mapping[str, str] = {
     "": "",
     "bodies": "{body}",
     "deliveries": "{delivery}",
+    "devices": "{device}",
     "errors": "{error}",
     "events": "{event}",
     "meters": "{meter}",

@@ -37,7 +37,9 @@ class StoreReader(Generic[Told]):
 
     def receipts(self, since_ns: int, until_ns: int) -> Iterator[Told]:
         """Final receipts of requests that ended within this time. Raises `StoreError`."""
-        statement = "SELECT receipt FROM receipts WHERE last_token_ns >= ? AND last_token_ns < ?"
+        # In the order in which the daemon tells them, so that sums are the same to the last digit.
+        order = "ORDER BY last_token_ns DESC, number DESC"
+        statement = f"SELECT receipt FROM receipts WHERE last_token_ns >= ? AND last_token_ns < ? {order}"  # noqa: S608 - fixed words
         try:
             for (blob,) in self._connection.execute(statement, (since_ns, until_ns)):
                 yield self._decoder.decode(blob)

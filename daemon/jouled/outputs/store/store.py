@@ -468,7 +468,7 @@ def _numbered(number: int, data: bytes) -> NumberedReceipt:
 def _lock(directory: Path) -> int:
     """Make the directory and hold it for this process; the kernel lets go of it when the process ends."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
         raise StoreError(

@@ -25,7 +25,8 @@ def gpus(vendor: str = "nvidia", products: tuple[str, ...] = ("H100",) * 4) -> l
 MIG = Device(
     name="gpu0-gi1-ci0", kind=DeviceKind.PARTITION, parent="gpu0", vendor="nvidia", uuid="MIG-77aa", fraction=0.5
 )
-NVIDIA = [*reversed(gpus()), MIG, Device(name="package0", kind=DeviceKind.CPU_PACKAGE)]
+NVIDIA = [*reversed(gpus()), Device(name="package0", kind=DeviceKind.CPU_PACKAGE)]
+WITH_MIG = [*NVIDIA, MIG]
 
 
 def masked(devices=NVIDIA, *, in_container: bool = False, **environ: str) -> tuple[str, ...]:
@@ -40,7 +41,6 @@ def masked(devices=NVIDIA, *, in_container: bool = False, **environ: str) -> tup
         (" 3 , 0", ("gpu3", "gpu0")),
         ("GPU-2a7e0002-0000", ("gpu2",)),
         ("GPU-1a,GPU-3a", ("gpu1", "gpu3")),
-        ("MIG-77aa", ("gpu0-gi1-ci0",)),
         ("1,9,2", ("gpu1",)),
         ("1,1", ("gpu1",)),
         ("-1", ()),
@@ -53,6 +53,16 @@ def masked(devices=NVIDIA, *, in_container: bool = False, **environ: str) -> tup
 )
 def test_cuda_counts_along_the_bus_and_ends_at_what_is_not_there(mask, devices):
     assert masked(CUDA_VISIBLE_DEVICES=mask) == devices
+
+
+def test_where_a_device_is_partitioned_numbers_count_partitions_in_an_unknown_order():
+    assert masked(WITH_MIG, CUDA_VISIBLE_DEVICES="MIG-77aa") == ("gpu0-gi1-ci0",)
+    assert masked(WITH_MIG, CUDA_VISIBLE_DEVICES="1") == ()
+    assert masked(WITH_MIG, in_container=True, NVIDIA_VISIBLE_DEVICES="2,3", CUDA_VISIBLE_DEVICES="1") == ("gpu3",)
+    assert masked(WITH_MIG, in_container=True, NVIDIA_VISIBLE_DEVICES="0") == ("gpu0",)
+    amd = gpus("amd", ("MI300X",) * 2)
+    parts = [Device(name=f"gpu0-p{n}", kind=DeviceKind.PARTITION, parent="gpu0", vendor="amd") for n in range(2)]
+    assert masked([*amd, *parts], HIP_VISIBLE_DEVICES="1") == (), "the second half of the first device, not the second"
 
 
 def test_without_a_mask_nothing_is_told():
@@ -93,6 +103,6 @@ def test_hip_counts_among_what_rocr_leaves():
 
 @given(st.text(), st.text(), st.booleans())
 def test_any_mask_is_read(outer, inner, in_container):
-    found = masked(in_container=in_container, NVIDIA_VISIBLE_DEVICES=outer, CUDA_VISIBLE_DEVICES=inner)
-    assert set(found) <= {device.name for device in NVIDIA}
+    found = masked(WITH_MIG, in_container=in_container, NVIDIA_VISIBLE_DEVICES=outer, CUDA_VISIBLE_DEVICES=inner)
+    assert set(found) <= {device.name for device in WITH_MIG}
     assert len(set(found)) == len(found)

@@ -36,6 +36,20 @@ def test_a_title_written_over_the_command_line_is_the_title():
     assert found.title == "sglang::scheduler_TP0"
 
 
+def test_a_title_can_be_printed_whatever_it_is():
+    code = "import sys; print(flush=True); sys.stdin.read()"
+    title = b"VLLM::\x1b]0;x\n\xff" + b"m" * 1_000
+    process = subprocess.Popen(
+        [title, "-c", code], executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
+        process.stdout.readline()
+        [found] = strangers({"gpu0": {process.pid}}, set())
+        process.stdin.close()
+    assert found.title.startswith("VLLM::?]0;x??mmm")
+    assert len(found.title) <= 256
+
+
 def test_a_process_that_cannot_be_seen_is_told_of_all_the_same():
     with subprocess.Popen(["true"]) as process:
         pass

@@ -1,9 +1,12 @@
 """Whose word on an engine goes first."""
 
+import subprocess
+import sys
+
 import pytest
 
 from jouled.api import EngineFacts, EnginePage
-from jouled.app.runtime.engines.facts import told_facts
+from jouled.app.runtime.engines.facts import told_by_process, told_facts
 from jouled.model.engine import Engine
 
 ENGINE = Engine(name="e")
@@ -43,3 +46,29 @@ def test_counters_show_no_role_where_no_kv_cache_is_moved() -> None:
 def test_the_instance_is_the_pages() -> None:
     page = EnginePage(facts=EngineFacts(instance="51456a2e9992988e"))
     assert told_facts(ENGINE, "", page, EngineFacts())["instance"] == "51456a2e9992988e"
+
+
+class Told:
+    """A collector that tells what stands in the command line."""
+
+    def facts(self, argv, environ):
+        return EngineFacts(model=argv[-1])
+
+
+@pytest.mark.parametrize("word", [b"m\xff\xfe", b"m\x1b[31m\n", b"m" * 100_000], ids=["no UTF-8", "controls", "long"])
+def test_what_a_process_was_started_with_can_be_stored_and_printed(word: bytes) -> None:
+    code = "import sys; print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code, word], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        model = told_by_process(Told(), process.pid).model
+        process.communicate()
+    assert model.startswith("m")
+    assert model.isprintable()
+    assert len(model) <= 256
+    assert model.encode()
+
+
+def test_a_page_can_tell_nothing_that_cannot_be_printed() -> None:
+    page = EnginePage(facts=EngineFacts(speculation="a\nb" + "c" * 1_000_000))
+    assert told_facts(ENGINE, "", page, EngineFacts())["speculation"] == "a?b" + "c" * 253

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from jouled.api import EngineHint
-from jouled.app.runtime.engines.find import find_engine, own_hosts
+from jouled.app.runtime.engines.find import find_engine, own_hosts, whose
 from jouled.model.engine import Engine
 
 BIG = Engine(name="vllm-8000", type="vllm", pid=100, url="http://127.0.0.1:8000", model="big")
@@ -115,3 +115,7 @@ def test_the_names_of_this_host() -> None:
     hosts = own_hosts()
     assert socket.gethostname().lower() in hosts
     assert any(ipaddress.ip_address(host).is_loopback for host in hosts if host.replace(".", "").isdigit())
+
+
+def test_what_a_sender_calls_its_engine_is_repeated_in_part() -> None:
+    assert len(whose(EngineHint(service_name="s" * 1_000_000, engine_type="vllm"), [BIG])) < 1_000

@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jouled.app.runtime.engines.namespaces import Published, Surroundings, parse_proxy, published_to, reachable_in
-from jouled.app.runtime.engines.proc_net import Route
+from jouled.app.runtime.engines.namespaces import (
+    Published,
+    Surroundings,
+    held_ports,
+    parse_proxy,
+    published_to,
+    reachable_in,
+)
+from jouled.app.runtime.engines.proc_net import Listener, Route
 
 OURS, BOX, INNER = 1, 2, 3
 
@@ -31,14 +38,14 @@ BEHIND_US = (route("0.0.0.0/0", "172.17.0.1"), route("172.17.0.0/16"))
 
 def test_a_container_behind_our_bridge_is_reached():
     assert reachable_in(BOX, BEHIND_US, bridge()) == {"172.17.0.2"}
-    assert [way.port for way in published_to(BOX, bridge())] == [7001]
+    assert [way.port for way in published_to(BOX, bridge(), 0)] == [7001]
 
 
 def test_an_address_that_another_namespace_has_too_may_be_that_ones():
     nested = bridge()
     nested = nested._replace(addresses={**nested.addresses, INNER: frozenset({"172.17.0.2"})})
     assert reachable_in(BOX, BEHIND_US, nested) == frozenset()
-    assert published_to(BOX, nested) == ()
+    assert published_to(BOX, nested, 0) == ()
 
 
 @pytest.mark.parametrize(
@@ -71,6 +78,21 @@ def test_a_pod_with_a_route_of_its_own_is_reached():
     assert reachable_in(BOX, pod, bridge()) == frozenset()
 
 
+def test_a_proxy_of_a_third_user_may_lead_to_something_of_that_users():
+    ways = tuple(Published("0.0.0.0", port, "172.17.0.2", 8000, uid) for port, uid in ((1, 0), (2, 7), (3, 8)))
+    assert [way.port for way in published_to(BOX, bridge(published=ways), 7)] == [1, 2]
+    assert [way.port for way in published_to(BOX, bridge(published=ways), None)] == [1]
+
+
+def test_a_proxy_counts_where_its_user_listens_as_it_says():
+    ways = [Published("127.0.0.1", 7001, "172.17.0.2", 8000, uid=7)]
+    assert list(held_ports(ways, [Listener("127.0.0.1", 7001, uid=7, inode=1)])) == ways
+    assert list(held_ports(ways, [Listener("::", 7001, uid=7, inode=1)])) == ways
+    assert list(held_ports(ways, [Listener("127.0.0.1", 7001, uid=8, inode=1)])) == [], "another user has the port"
+    assert list(held_ports(ways, [Listener("10.0.0.5", 7001, uid=7, inode=1)])) == []
+    assert list(held_ports(ways, [Listener("127.0.0.1", 7002, uid=7, inode=1)])) == []
+
+
 DOCKER = [
     *("-proto", "tcp", "-host-ip", "0.0.0.0", "-host-port", "7001"),
     *("-container-ip", "172.17.0.2", "-container-port", "8000"),
@@ -90,6 +112,12 @@ DOCKER = [
             ["socat", "-d", "tcp4-listen:7001,reuseaddr,bind=127.0.0.1", "tcp4:172.17.0.2:8000,nodelay"],
             Published("127.0.0.1", 7001, "172.17.0.2", 8000),
         ),
+        (
+            ["socat", "TCP-LISTEN:7001,bind=localhost", "TCP:172.17.0.2:80"],
+            Published("127.0.0.1", 7001, "172.17.0.2", 80),
+        ),
+        (["socat", "TCP-LISTEN:7001,bind=another.host", "TCP:172.17.0.2:8000"], None),
+        (["docker-proxy", "-proto", "tcp", "-host-ip", "another.host", *DOCKER[4:]], None),
         (["socat", "TCP-LISTEN:7001", "UNIX-CONNECT:/run/x"], None),
         (["socat", "TCP-LISTEN:7001", "TCP:[::1]:8000"], None),
         (["nginx", *DOCKER], None),

@@ -530,6 +530,12 @@ async def test_bad_page_is_a_reason(handler: Handler, reason: str, monkeypatch: 
         assert not engines.samples()
 
 
+async def test_a_redirect_is_told_with_where_it_leads() -> None:
+    async with polled(elsewhere) as engines:
+        await engines.until(engines.reports)
+        assert "leads on to http://127.0.0.1:1/, which is not followed" in engines.reports()[0].message
+
+
 @pytest.mark.parametrize("bad", [stalls, silent, drip, locked, huge, garbage, hangs_up, bug])
 async def test_a_bad_engine_costs_another_nothing(bad: Handler) -> None:
     """While one answer is on its way, or after one that failed, the other engine is read as ever."""

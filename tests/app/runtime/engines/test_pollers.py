@@ -90,10 +90,12 @@ async def test_an_engine_that_is_gone_is_absent_and_back_with_another_process(mo
             first.kill()
             await heard.until(lambda: SourceState.ABSENT in heard.states(name))
         assert [engine.pid for engine in found.engines()] == [first.pid], "the only one of its type stays known"
+        assert found.askable() == [], "its port may be somebody else's"
         before = heard.samples(name)
         with engine_process("--port", str(port)) as second:
             await heard.until(lambda: heard.samples(name) > before and heard.states(name)[-1] is SourceState.OK)
             assert [engine.pid for engine in found.engines()] == [second.pid]
+            assert found.askable() == found.engines()
 
 
 async def test_whoever_takes_the_port_of_an_engine_that_is_gone_is_asked_nothing(monkeypatch) -> None:
@@ -193,3 +195,72 @@ async def test_a_configured_engine_is_asked_whatever_is_found(monkeypatch) -> No
         async with server:
             await heard.until(lambda: len(heard.states("chat")) > 1)
     assert SourceState.ABSENT not in heard.states("chat")
+
+
+async def test_engines_are_known_once_they_were_looked_for(monkeypatch) -> None:
+    port = engine_port()
+    with engine_process("--port", str(port)):
+        async with pollers(monkeypatch, port, look_seconds=60.0) as (heard, found):
+            assert not found.are_known
+            await heard.until(lambda: found.are_known)
+            assert [engine.name for engine in found.engines()] == [f"vllm-{port}"]
+
+
+async def test_configured_engines_are_known_at_once_and_a_look_that_hangs_is_not_waited_for(monkeypatch) -> None:
+    engine = EngineConfig(name="a", type="vllm", url="http://127.0.0.1:1")
+    async with pollers(monkeypatch, 1, configured=(engine,), look_seconds=60.0) as (_, found):
+        assert found.are_known
+    async with pollers(monkeypatch, 1, look_seconds=0.0) as (_, found):
+        assert found.are_known
+
+
+async def test_a_look_that_fails_stops_no_polling(monkeypatch, caplog) -> None:
+    port = engine_port()
+    name = f"vllm-{port}"
+    looks = []
+
+    def fails(collectors):
+        looks.append(len(looks))
+        raise RuntimeError("a process that nobody thought of")
+
+    with engine_process("--port", str(port)):
+        async with pollers(monkeypatch, port) as (heard, _):
+            await heard.until(lambda: heard.samples(name))
+            monkeypatch.setattr(DISCOVER, fails)
+            await heard.until(lambda: len(looks) > 1)
+            before = heard.samples(name)
+            await heard.until(lambda: heard.samples(name) > before)
+    assert "looking for engines failed unexpectedly" in caplog.text
+
+
+async def test_any_number_of_programs_called_as_engines_are_is_bounded(monkeypatch, caplog) -> None:
+    port = engine_port()
+    monkeypatch.setattr("jouled.app.runtime.engines.pollers.MOST_FOUND", 1)
+    with engine_process("--port", str(port)) as first:
+        async with pollers(monkeypatch, port) as (heard, found):
+            await heard.until(lambda: heard.samples(f"vllm-{port}"))
+            other = engine_port()
+            with engine_process(str(port), "--port", str(other)):
+                await heard.until(lambda: "more than 1 engines run here" in caplog.text)
+                assert [engine.pid for engine in found.engines()] == [first.pid]
+                first.kill()
+                await heard.until(lambda: heard.samples(f"vllm-{other}"))
+
+
+async def test_notes_on_ever_new_processes_fill_neither_journal_nor_memory(caplog) -> None:
+    async with pages.open_session() as session:
+        pollers = EnginePollers(COLLECTORS, BootClock.equal_to_wall_now(), Heard().feed, session)
+        for look in range(3):
+            pollers._tell([f"process {pid} of look {look} is none" for pid in range(1_500)])
+        assert len(caplog.records) == 3 * 21
+        assert caplog.records[-1].getMessage() == "and 1480 more of the kind: `jouled check` lists them"
+        assert len(pollers._notes) == 1_500
+        pollers._tell(["process 1499 of look 2 is none"])
+        assert len(caplog.records) == 3 * 21, "it was said before"
+        assert len(pollers._notes) == 1_000
+
+
+async def test_engines_that_hang_take_no_place_from_others() -> None:
+    async with pages.open_session() as session:
+        assert session.connector is not None
+        assert session.connector.limit == 0

@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -118,3 +119,38 @@ def test_namespaces_are_told_apart_by_any_user():
                 assert proc_net.namespace(os.getppid()) == proc_net.namespace("self")
         finally:
             process.kill()
+
+
+ALL_USERS = "         0          0 4294967295\n"
+OF_A_SERVICE = "         0          0          1\n       998        998          1\n"
+
+
+@pytest.mark.parametrize(
+    ("uid_map", "whole"),
+    [
+        (ALL_USERS, True),
+        ("0 0 998\n998 998 1\n999 999 4294966296\n", True),
+        (OF_A_SERVICE, False),
+        ("0 0 65536\n", False),
+    ],
+)
+def test_a_user_namespace_has_all_users_or_shows_several_as_one(uid_map, whole):
+    assert proc_net.parse_has_all_users(uid_map.splitlines()) is whole
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone can take on other accounts")
+def test_in_a_namespace_of_one_user_all_others_are_one_and_not_told():
+    """As a service with `PrivateUsers=yes` sees them."""
+    source = "import os, sys; from jouled.app.runtime.engines.proc_net import user_of; print(*map(user_of, %s))"
+    with (
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE, user=12_345) as another,
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE, user=65_534) as nobody,
+    ):
+        pids = [os.getpid(), another.pid, nobody.pid]
+        enclosed = ["unshare", "--user", "--map-root-user", sys.executable, "-c", source % pids]
+        told = subprocess.run(enclosed, capture_output=True, text=True, check=True).stdout
+        here = [proc_net.user_of(pid) for pid in pids]
+        another.communicate()
+        nobody.communicate()
+    assert told.split() == ["0", "None", "None"]
+    assert here == [0, 12_345, 65_534]

@@ -67,3 +67,13 @@ def test_it_sees_what_psutil_sees():
 
 def test_kernel_threads_are_left_out():
     assert all(each.argv for each in all_processes())
+
+
+def test_of_a_long_command_line_only_its_beginning_is_read():
+    many = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()", *["x" * 100_000] * 10]
+    with subprocess.Popen(many, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        [seen] = [each for each in all_processes() if each.pid == process.pid]
+        process.communicate()
+    assert seen.argv[0] == sys.executable
+    assert 100_000 < sum(map(len, seen.argv)) <= 256 * 1024

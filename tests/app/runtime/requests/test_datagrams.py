@@ -19,6 +19,7 @@ from tests.support.unprivileged import NOBODY
 from jouled.api import EngineHint, MalformedBodyError, Received, ReceivedRequest, Rejected
 from jouled.app.runtime.requests import datagrams, hand_over
 from jouled.app.runtime.requests.datagrams import LONGEST_DATAGRAM_BYTES, Datagrams
+from jouled.model.engine import Engine
 from jouled.model.errors import JouledError
 from jouled.model.requests import RequestStart
 
@@ -55,6 +56,7 @@ class Core:
     """
 
     def __init__(self) -> None:
+        self.engines: list[Engine] = []
         self.taken: list[ReceivedRequest] = []
         self.batches: list[int] = []
         self.counted: Counter[str] = Counter()
@@ -85,7 +87,7 @@ class Core:
 @asynccontextmanager
 async def running(core: Core, folder: Path) -> AsyncIterator[Path]:
     """A receiver at work; its socket's path."""
-    task = asyncio.create_task(Datagrams(Words(), core.accept, core.count, folder).run())
+    task = asyncio.create_task(Datagrams(Words(), core.accept, core.count, lambda: core.engines, folder).run())
     await asyncio.sleep(0)
     try:
         yield folder / Words.socket_name
@@ -128,6 +130,19 @@ async def test_the_process_is_the_kernels_word_whoever_sends(core: Core, tmp_pat
         await until(lambda: bool(core.taken))
         await process.wait()
     assert core.taken[0].hint.pid == process.pid
+
+
+@pytest.mark.parametrize(("pids", "is_found"), [([os.getpid()], True), ([2**22 + 1], False), ([], False)])
+async def test_what_a_server_says_that_the_engines_process_started_is_the_engines(
+    core: Core, tmp_path: Path, pids: list[int], is_found: bool
+) -> None:
+    core.engines = [Engine(name=f"vllm-{pid}", type="vllm", pid=pid) for pid in (*pids, None)]
+    async with running(core, tmp_path) as path:
+        waits = [sys.executable, "-Sc", f"{SENDS_ONE}; sys.stdin.read()", str(path)]
+        process = await asyncio.create_subprocess_exec(*waits, stdin=asyncio.subprocess.PIPE)
+        await until(lambda: bool(core.taken))
+        await process.communicate(b"")
+    assert core.taken[0].hint.pid == (os.getpid() if is_found else process.pid)
 
 
 async def test_owner_and_group_may_send_and_nobody_else(core: Core, tmp_path: Path) -> None:
@@ -188,7 +203,7 @@ async def test_another_daemons_socket_is_left_alone(
 ) -> None:
     async with running(core, tmp_path) as path:
         inode = path.stat().st_ino
-        await Datagrams(Words(), core.accept, core.count, tmp_path).run()
+        await Datagrams(Words(), core.accept, core.count, lambda: core.engines, tmp_path).run()
         assert path.stat().st_ino == inode
     assert f"another process receives at {path}" in caplog.text
 
@@ -197,7 +212,7 @@ async def test_another_daemons_socket_is_left_alone(
 async def test_a_socket_that_cannot_be_made_is_told_and_stops_nothing(
     core: Core, tmp_path: Path, caplog: pytest.LogCaptureFixture, folder: str
 ) -> None:
-    await Datagrams(Words(), core.accept, core.count, tmp_path / folder).run()
+    await Datagrams(Words(), core.accept, core.count, lambda: core.engines, tmp_path / folder).run()
     assert "cannot be made" in caplog.text
 
 
@@ -293,7 +308,7 @@ async def test_many_reach_the_core_in_small_batches(
 async def test_a_flood_is_read_a_little_at_a_time(core: Core, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One turn of the loop reads some and then lets others have theirs."""
     monkeypatch.setattr(datagrams, "MOST_BYTES_A_TURN", 3 * datagrams.LEAST_BYTES)
-    receiver = Datagrams(Words(), core.accept, core.count, tmp_path)
+    receiver = Datagrams(Words(), core.accept, core.count, lambda: core.engines, tmp_path)
     bound = receiver._bind()
     assert bound is not None
     with bound, sender(tmp_path / Words.socket_name) as send:
@@ -326,6 +341,25 @@ async def test_what_is_held_at_the_end_is_handed_on_for_the_last_commit(core: Co
             core.has_ended = True
             core.free.set()
     assert core.ids[-1] == "held"
+
+
+async def test_what_comes_after_the_last_look_stays_with_its_sender(core: Core, tmp_path: Path) -> None:
+    refused = []
+
+    class Late(Core):
+        async def accept(self, received: Received) -> Received:
+            with sender(tmp_path / Words.socket_name) as send:
+                try:
+                    send(b"late")
+                except OSError:
+                    refused.append("late")
+            return await super().accept(received)
+
+    late = Late()
+    async with running(late, tmp_path) as path:
+        with sender(path) as send:
+            send(b"a")
+    assert (late.ids, refused) == (["a"], ["late"])
 
 
 def test_it_is_found_again_after_an_end(core: Core, tmp_path: Path) -> None:

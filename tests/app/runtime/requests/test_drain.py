@@ -283,7 +283,7 @@ async def test_only_what_is_switched_on_is_begun(
     assert isinstance(Both(), FileFollow)
     core = Core({})
     async with aiohttp.ClientSession() as session, asyncio.TaskGroup() as group:
-        told = (core.accept, core.count, lambda: core.engines)
+        told = (core.accept, core.count, lambda: core.engines, lambda: core.engines)
         receivers = Receivers(
             {"records": Both()}, *told, session, tmp_path, state_directory=tmp_path, settings=settings
         )

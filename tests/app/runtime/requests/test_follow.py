@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from jouled.api import EngineHint, FollowSettings, Received, ReceivedRequest, Rejected
+from jouled.api import EngineHint, FileFollow, FollowSettings, Received, ReceivedRequest, Rejected
 from jouled.app.runtime.requests import follow, follow_files, hand_over
 from jouled.app.runtime.requests.follow import Follower
 from jouled.model.engine import Engine
@@ -84,9 +84,9 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def follower(core: Core, folder: Path) -> Follower:
-    settings = FollowSettings(directory=str(folder), engine="sglang-30000")
-    return Follower(Lines(), settings, core.accept, core.count, core.known, folder.parent)
+def follower(core: Core, folder: Path, receiver: FileFollow | None = None, engine: str = "sglang-30000") -> Follower:
+    settings = FollowSettings(directory=str(folder), engine=engine)
+    return Follower(receiver or Lines(), settings, core.accept, core.count, core.known, folder.parent)
 
 
 def append(path: Path, text: str) -> None:
@@ -249,3 +249,27 @@ async def test_a_state_directory_that_is_full_stops_nothing(
     assert await followed.follow_once()
     assert core.taken == ["1"]
     assert "a restart begins further back" in caplog.text
+
+
+class LinesOfSglang(Lines):
+    engine_type: ClassVar[str] = "sglang"
+
+
+@pytest.mark.parametrize(("receiver", "engine"), [(LinesOfSglang(), ""), (Lines(), "sglang-30000")])
+async def test_another_engine_makes_no_line_be_read(
+    folder: Path, receiver: FileFollow, engine: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    core = Core()
+    followed = follower(core, folder, receiver, engine)
+    await followed.follow_once()
+    append(folder / "a.log", "1\n")
+    core.engines = [Engine(name="vllm-8000", type="vllm")]
+    task = asyncio.create_task(followed.run())
+    await until(lambda: core.asked_for_engines > 2)
+    assert core.taken == []
+    assert "nothing is read before" in caplog.text
+    core.engines = [*core.engines, ENGINE]
+    await until(lambda: core.taken == ["1"])
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -314,3 +314,28 @@ def test_whatever_happens_every_line_comes_and_none_twice_but_after_a_crash(tmp_
             files = FollowedFiles(folder, PATTERN, root / "follow.json")
     seen += lines_of(files)
     assert sorted(seen) == sorted(written)
+
+
+def test_a_file_written_anew_to_the_same_size_is_read_again(folder, follow):
+    path = folder / "requests-1.log"
+    files = follow()
+    assert lines_of(files) == []
+    append(path, "one\n")
+    assert lines_of(files) == [b"one"]
+    path.write_bytes(b"two\n")
+    os.utime(path, ns=(1, 1))
+    assert lines_of(files) == [b"two"]
+
+
+def test_a_first_start_on_a_full_disk_does_not_skip_what_comes(folder, follow, monkeypatch):
+    append(folder / "requests-1.log", "old\n")
+    files = follow()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(follow_files, "save", full)
+        assert files.read() is None
+        append(folder / "requests-1.log", "new\n")
+    assert lines_of(files) == [b"new"]

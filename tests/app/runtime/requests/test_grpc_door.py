@@ -1,6 +1,7 @@
 """Traces by gRPC: real OpenTelemetry exporters, and what goes wrong."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 import socket
@@ -340,3 +341,39 @@ async def test_any_bytes_are_taken_or_refused(opened: Open) -> None:
         else:
             codes["OK"] += 1
     assert codes.keys() == {"OK", "INVALID_ARGUMENT"}
+
+
+async def test_connections_that_say_nothing_are_not_taken_without_end(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_door, "CONNECTIONS_FROM_LOOPBACK", 3)
+    port, _ = await opened()
+    ends = []
+    async with asyncio.timeout(20):
+        streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+
+        async def ended(reader: asyncio.StreamReader, number: int) -> None:
+            with contextlib.suppress(ConnectionError):
+                while await reader.read(1000):
+                    pass
+            ends.append(number)
+
+        reads = [asyncio.create_task(ended(reader, number)) for number, (reader, _) in enumerate(streams)]
+        while len(ends) < 2:  # noqa: ASYNC110 - bounded by the deadline above
+            await asyncio.sleep(0.005)
+    for read, (_, writer) in zip(reads, streams, strict=True):
+        read.cancel()
+        writer.close()
+
+
+async def test_a_receiver_with_a_fault_is_counted_and_told(
+    opened: Open, behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Received:
+        raise KeyError("a secret")
+
+    monkeypatch.setattr(OtlpReceiver, "decode_message", fail)
+    _, call = await opened()
+    code, message = await refusal(call(MESSAGE))
+    assert (code, behind.refused["receiver_failed"]) == ("INTERNAL", 1)
+    assert "secret" not in message

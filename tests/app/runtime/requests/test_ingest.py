@@ -9,6 +9,7 @@ from jouled.api import EngineHint, Received, ReceivedRequest, Rejected
 from jouled.app.runtime.requests.ingest import Ingest
 from jouled.app.runtime.wall_clock import WallClock
 from jouled.model.engine import Engine
+from jouled.model.errors import JouledError
 from jouled.model.requests import RequestEvent, RequestStart
 
 BIG = Engine(name="vllm-8000", type="vllm", pid=100)
@@ -149,3 +150,16 @@ def test_a_start_arrives_about_now(arrival_seconds: int, reason: str) -> None:
     assert [(refused.position, refused.reason) for refused in received.rejected] == [("line 2", reason)] * bool(reason)
     assert desk.counted == ({reason: 1} if reason else {})
     assert len(desk.fed) == (not reason)
+
+
+def test_before_the_engines_are_known_nothing_is_refused_for_good() -> None:
+    desk = Desk([])
+    looked = False
+    ingest = Ingest(lambda: [BIG] if looked else [], desk._feed, desk._count, desk, desk.wall, are_known=lambda: looked)
+    told = Received(requests=[ReceivedRequest(event=event())], rejected=[Rejected("", "bad_time", "why")])
+    with pytest.raises(JouledError, match="send it again"):
+        ingest.take(told)
+    assert desk.counted == {"bad_time": 1}
+    assert ingest.take(Received(ignored=1)).ignored == 1
+    looked = True
+    assert len(ingest.take(Received(requests=told.requests)).requests) == 1

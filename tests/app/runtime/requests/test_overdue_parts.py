@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 
 import pytest
 
@@ -35,7 +36,7 @@ async def test_it_is_asked_again_and_again_and_what_is_late_is_handed_on_once(mo
         taken.append(received)
         return received
 
-    task = asyncio.create_task(release_overdue("otlp", joining, accept))
+    task = asyncio.create_task(release_overdue("otlp", joining, accept, _no_count))
     await joining.looked_thrice.wait()
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -55,7 +56,7 @@ async def test_what_cannot_be_kept_now_is_not_lost(monkeypatch: pytest.MonkeyPat
             raise JouledError("the disk is full")
         return received
 
-    task = asyncio.create_task(release_overdue("otlp", joining, accept))
+    task = asyncio.create_task(release_overdue("otlp", joining, accept, _no_count))
     await joining.looked_thrice.wait()
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -65,3 +66,35 @@ async def test_what_cannot_be_kept_now_is_not_lost(monkeypatch: pytest.MonkeyPat
 
 def _at_once(sleep):
     return lambda _seconds: sleep(0)
+
+
+async def test_a_receiver_with_a_fault_ends_nothing_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overdue_parts, "EVERY_SECONDS", 0.0)
+    counted, taken = Counter[str](), list[Received]()
+
+    class Failing(Joining):
+        def overdue(self, now_ns: int) -> Received:
+            told = super().overdue(now_ns)
+            if len(self.asked) < 3:
+                raise KeyError(now_ns)
+            return told
+
+    async def accept(received: Received) -> Received:
+        taken.append(received)
+        return received
+
+    failing = Failing()
+    task = asyncio.create_task(
+        release_overdue("otlp", failing, accept, lambda reason, number: counted.update({reason: number}))
+    )
+    looked = asyncio.create_task(failing.looked_thrice.wait())
+    await asyncio.wait({task, looked}, return_when=asyncio.FIRST_COMPLETED)
+    assert not task.done()
+    assert counted["receiver_failed"] == 2
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _no_count(reason: str, number: int) -> None:
+    raise AssertionError(f"{number} counted as {reason}")

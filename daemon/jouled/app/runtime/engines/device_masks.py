@@ -5,6 +5,7 @@ NVIDIA: CUDA C Programming Guide, "CUDA Environment Variables", and the containe
 """
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from jouled.model.device import Device, DeviceKind
 
@@ -30,16 +31,23 @@ def devices_by_mask(environ: Mapping[str, str], devices: Sequence[Device], *, in
     return ()
 
 
-def _nvidia(environ: Mapping[str, str], in_container: bool) -> list[str]:
+class _Mask(NamedTuple):
+    """Words of one variable. whole: its numbers are of whole devices, whatever partitions they have."""
+
+    words: str
+    whole: bool = False
+
+
+def _nvidia(environ: Mapping[str, str], in_container: bool) -> list[_Mask]:
     given = environ.get("NVIDIA_VISIBLE_DEVICES", "") if in_container else ""
-    outer = [] if given in {"", "all", "none", "void"} else [given]
-    return outer + [environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in environ]
+    outer = [] if given in {"", "all", "none", "void"} else [_Mask(given, whole=True)]
+    return outer + [_Mask(environ[name]) for name in ("CUDA_VISIBLE_DEVICES",) if name in environ]
 
 
-def _amd(environ: Mapping[str, str]) -> list[str]:
+def _amd(environ: Mapping[str, str]) -> list[_Mask]:
     # HIP counts among what ROCr leaves; on AMD it takes CUDA's name as its own.
     inner = next((name for name in ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES") if name in environ), "")
-    return [environ[name] for name in ("ROCR_VISIBLE_DEVICES", inner) if name in environ]
+    return [_Mask(environ[name]) for name in ("ROCR_VISIBLE_DEVICES", inner) if name in environ]
 
 
 def _counts(vendor: str, environ: Mapping[str, str], here: Sequence[Device], *, in_container: bool) -> bool:
@@ -50,13 +58,20 @@ def _counts(vendor: str, environ: Mapping[str, str], here: Sequence[Device], *, 
     return environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len({device.product for device in here}) == 1
 
 
-def _resolve(masks: Sequence[str], here: Sequence[Device], parts: Sequence[Device], *, counts: bool) -> tuple[str, ...]:
-    """Apply masks one after the other: ordinals of each count among what the one before has left."""
+def _resolve(
+    masks: Sequence[_Mask], here: Sequence[Device], parts: Sequence[Device], *, counts: bool
+) -> tuple[str, ...]:
+    """Apply masks one after the other: ordinals of each count among what the one before has left.
+
+    Where a device of those is partitioned, they count partitions, in an order that only the driver knows.
+    """
     left: list[Device] = list(here)
+    partitioned = {part.parent for part in parts}
     for mask in masks:
         chosen: list[Device] = []
-        for word in mask.split(","):
-            found = _one(word.strip(), left, parts, counts=counts)
+        are_whole = mask.whole or partitioned.isdisjoint(device.name for device in left)
+        for word in mask.words.split(","):
+            found = _one(word.strip(), left, parts, counts=counts and are_whole)
             if found is None or found in chosen:
                 break  # what follows a device that is not there is not visible either
             chosen.append(found)

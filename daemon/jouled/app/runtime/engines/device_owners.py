@@ -6,6 +6,7 @@ from typing import NamedTuple
 import psutil
 
 from jouled.app.runtime.engines.containers import Container, container_of
+from jouled.app.runtime.engines.facts import shown
 
 
 class Stranger(NamedTuple):
@@ -54,7 +55,7 @@ def _line_of(pid: int) -> tuple[str, frozenset[int]]:
         process = psutil.Process(pid)
         argv = process.cmdline()
         # Whoever sets a title writes it over the command line, where it is longer than the name may be.
-        title = argv[0] if argv and "::" in argv[0] else process.name()
+        title = shown(argv[0] if argv and "::" in argv[0] else process.name())
         return title, frozenset({pid, *(parent.pid for parent in process.parents())})
     except (psutil.Error, OSError):
         return "", frozenset({pid})

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from jouled.api import EngineCollector, EnvironmentPort
 from jouled.app.config.types import EngineConfig
-from jouled.app.runtime.engines.engine_processes import ProcessRecord, read_processes
+from jouled.app.runtime.engines.engine_processes import ProcessRecord, read_processes, recognises
 
 DROP_IN = "systemd/drop-ins/discovery.conf"
 """Lets the service see the sockets and the environment of other users' processes."""
@@ -64,7 +64,7 @@ def find_engines(records: Iterable[ProcessRecord], collectors: Mapping[str, Engi
     servers: set[int] = set()
     for record in sorted(records, key=lambda record: (record.started, record.pid)):
         for kind, collector in collectors.items():
-            if not collector.recognises(record.argv, record.title):
+            if not recognises(collector, record.argv, record.title):
                 continue
             servers.add(record.pid)
             port = _port(record, collector)
@@ -126,7 +126,7 @@ def _place(record: ProcessRecord, port: _Port) -> str | None:
     if record.listening is not None:
         sockets: Sequence[tuple[str, int]] = record.listening
     elif port.told:
-        sockets = [(each.address, each.port) for each in record.listeners if each.uid == record.uid]
+        sockets = [(each.address, each.port) for each in record.listeners if each.uid == record.uid is not None]
     else:
         return None
     bound = [address for address, number in sockets if number == port.number]
@@ -175,6 +175,11 @@ def _why_not(record: ProcessRecord, kind: str, port: _Port) -> str:
         others = sorted({number for _, number in record.listening or ()})
         more = f"; it listens on {', '.join(map(str, others))}: which of them is it?\n{lines}" if others else ""
         return f"{who} is a {kind} engine that does not listen on port {port.number} yet{more}"
+    if record.listening is None and record.uid is None:
+        return (
+            f"{who} looks like a {kind} engine, but the service cannot tell users apart, so port {port.number} may be "
+            f"another user's; start it with PrivateUsers=no, as {DROP_IN} does, or put into the configuration:\n{lines}"
+        )
     if record.network is not None:
         return (
             f"{who} is a {kind} engine in a network of its own, and no way into it is certain; publish its port and "

@@ -1,6 +1,7 @@
 """The processes of this host that are engines' servers, with all that this user may see of them. Asks nobody."""
 
 import contextlib
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,24 +12,35 @@ from msgspec import Struct
 from jouled.api import EngineCollector
 from jouled.app.runtime.engines import proc_net
 from jouled.app.runtime.engines.containers import Container, container_of
-from jouled.app.runtime.engines.namespaces import Published, Surroundings, published_to, reachable_in, surroundings
+from jouled.app.runtime.engines.namespaces import (
+    Published,
+    Surroundings,
+    is_proxy,
+    published_to,
+    reachable_in,
+    surroundings,
+)
 from jouled.app.runtime.engines.proc_net import Listener
 from jouled.app.runtime.engines.processes import SeenProcess, all_processes
+
+_log = logging.getLogger(__name__)
+_failed: set[str] = set()
 
 
 class ProcessRecord(Struct, frozen=True, kw_only=True):
     """A process that an engine collector recognised.
 
-    started: when it began, in the kernel's ticks; with the pid it is one process and no other. listening: addresses and
-    ports of its own and its children's TCP sockets, `None` if they may not be seen. listeners: all of its network
-    namespace, which anybody may see. environ: `None` if it may not be seen. network: the namespace, if it is not ours,
-    as in a container; it is reached by what is `published` on this host and at the addresses in `reachable`.
+    uid: its user; `None` if this process's user namespace does not tell that one from others. started: when it began,
+    in the kernel's ticks; with the pid it is one process and no other. listening: addresses and ports of its own and
+    its children's TCP sockets, `None` if they may not be seen. listeners: all of its network namespace, which anybody
+    may see. environ: `None` if it may not be seen. network: the namespace, if it is not ours, as in a container; it is
+    reached by what is `published` on this host and at the addresses in `reachable`.
     """
 
     pid: int
     argv: tuple[str, ...]
     title: str = ""
-    uid: int = 0
+    uid: int | None = 0
     started: int = 0
     parents: tuple[int, ...] = ()
     environ: Mapping[str, str] | None = None
@@ -40,7 +52,7 @@ class ProcessRecord(Struct, frozen=True, kw_only=True):
     container: Container | None = None
 
 
-class _Family:
+class Family:
     """Who started whom, of all processes at one moment."""
 
     def __init__(self, processes: Iterable[SeenProcess]) -> None:
@@ -57,22 +69,33 @@ class _Family:
         return tuple(found)
 
     def below(self, pid: int) -> Iterator[int]:
-        """All that it started and they started."""
-        for child in self._children.get(pid, ()):
-            yield child
-            yield from self.below(child)
+        """All that it started and they started, each once: they are not all looked at in the same moment.
+
+        Chains of them may be longer than this interpreter's stack.
+        """
+        waiting, found = [pid], {pid}
+        while waiting:
+            for child in self._children.get(waiting.pop(), ()):
+                if child not in found:
+                    found.add(child)
+                    waiting.append(child)
+                    yield child
 
 
 def read_processes(collectors: Mapping[str, EngineCollector]) -> list[ProcessRecord]:
     """The processes that some collector recognises; what they listen on is looked up for those only."""
-    processes = list(all_processes())
-    family = _Family(processes)
+    processes: list[SeenProcess] = []
+    servers: list[SeenProcess] = []
+    for seen in all_processes():
+        if any(recognises(collector, seen.argv, seen.title) for collector in collectors.values()):
+            servers.append(seen)
+        # What thousands of others were started with, up to megabytes each, is not held.
+        processes.append(seen if is_proxy(seen.argv) else seen._replace(argv=()))
+    family = Family(processes)
     own = proc_net.namespace("self")
     around: Surroundings | None = None
     records = []
-    for seen in processes:
-        if not any(collector.recognises(seen.argv, seen.title) for collector in collectors.values()):
-            continue
+    for seen in servers:
         network = proc_net.namespace(seen.pid)
         foreign = network if network != own else None
         if foreign is not None and around is None:
@@ -82,20 +105,31 @@ def read_processes(collectors: Mapping[str, EngineCollector]) -> list[ProcessRec
     return records
 
 
-def _record(seen: SeenProcess, family: _Family, foreign: int | None, around: Surroundings | None) -> ProcessRecord:
+def recognises(collector: EngineCollector, argv: Sequence[str], title: str) -> bool:
+    """Whether the collector takes this process for a server of its engine; one that fails takes none."""
+    try:
+        return collector.recognises(argv, title)
+    except Exception:  # noqa: BLE001 - the boundary to plug-ins: a bug in one stops no other
+        if collector.name not in _failed:
+            _failed.add(collector.name)
+            _log.exception("the collector %s failed unexpectedly on a command line", collector.name)
+        return False
+
+
+def _record(seen: SeenProcess, family: Family, foreign: int | None, around: Surroundings | None) -> ProcessRecord:
     """Raises `OSError` if the process is gone."""
-    pid = seen.pid
+    pid, uid = seen.pid, proc_net.user_of(seen.pid)
     listeners = proc_net.listeners(pid)
     published: tuple[Published, ...] = ()
     reachable: frozenset[str] = frozenset()
     if foreign is not None and around is not None:
-        published = published_to(foreign, around)
+        published = published_to(foreign, around, uid)
         reachable = reachable_in(foreign, proc_net.routes(pid), around)
     return ProcessRecord(
         pid=pid,
         argv=seen.argv,
         title=seen.title,
-        uid=os.stat(f"/proc/{pid}").st_uid,  # noqa: PTH116 - one of many
+        uid=uid,
         started=seen.started,
         parents=family.above(pid),
         environ=_environ(pid),

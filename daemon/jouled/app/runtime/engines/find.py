@@ -11,6 +11,9 @@ from jouled.core.attribution.roles import FRONTEND_ROLE
 from jouled.model.engine import Engine
 from jouled.outputs.serve.access import is_loopback
 
+_LONGEST_SAID = 256
+"""Characters of what a sender calls its engine that are repeated to it."""
+
 
 def find_engine(hint: EngineHint, engines: list[Engine], hosts: frozenset[str] = frozenset()) -> Engine | None:
     """The engine that is meant; `hosts`: names and addresses of this host.
@@ -43,7 +46,7 @@ def own_hosts() -> frozenset[str]:
 def whose(hint: EngineHint, engines: list[Engine]) -> str:
     """The sentence for a sender whose request fits no engine."""
     said = [
-        f"{what} {value}"
+        f"{what} {str(value)[:_LONGEST_SAID]}"
         for what, value in (
             ("engine", hint.engine),
             ("pid", hint.pid),

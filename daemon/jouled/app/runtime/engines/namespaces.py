@@ -4,28 +4,32 @@ Two ways are certain: a proxy on this host that says to which address and port i
 namespace which this host reaches over an interface of its own and which no other namespace of the host has.
 """
 
+import contextlib
 import ipaddress
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import PurePath
 from typing import NamedTuple
 
 from jouled.app.runtime.engines import proc_net
-from jouled.app.runtime.engines.proc_net import Route
+from jouled.app.runtime.engines.proc_net import Listener, Route
 
 _HOST_ROUTE_BITS = 32
+_ROOT = 0
+_ANY = ("0.0.0.0", "::")
 _LINK_LOCAL = ipaddress.IPv4Network("169.254.0.0/16")
 """Calico and the AWS VPC CNI give pods a gateway from here, and the host a route for each pod alone."""
 
 
 class Published(NamedTuple):
-    """A port of this host that a proxy passes on to a port of an address."""
+    """A port of this host that a proxy passes on to a port of an address. uid: the user that holds the port."""
 
     host: str
     port: int
     to_address: str
     to_port: int
+    uid: int = 0
 
 
 class Surroundings(NamedTuple):
@@ -48,17 +52,29 @@ def surroundings(processes: Iterable[tuple[int, Sequence[str]]]) -> Surroundings
             continue
         members.setdefault(network, pid)
         if network == own and (proxy := parse_proxy(argv)):
-            published.append(proxy)
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                uid = proc_net.user_of(pid)
+                published += [] if uid is None else [proxy._replace(uid=uid)]
     addresses = {network: proc_net.addresses(pid) for network, pid in members.items()}
-    listening = {listener.port for listener in proc_net.listeners("self")}
-    proxies = tuple(proxy for proxy in published if proxy.port in listening)
-    return Surroundings(addresses, own, proc_net.routes("self"), proxies)
+    listeners = proc_net.listeners("self")
+    return Surroundings(addresses, own, proc_net.routes("self"), tuple(held_ports(published, listeners)))
 
 
-def published_to(network: int, around: Surroundings) -> tuple[Published, ...]:
-    """The ports of this host that lead into that namespace."""
+def held_ports(proxies: Iterable[Published], listeners: Sequence[Listener]) -> Iterator[Published]:
+    """The proxies whose user listens where they say: anybody can start a program with any arguments."""
+    for proxy in proxies:
+        heard = {each.address for each in listeners if (each.port, each.uid) == (proxy.port, proxy.uid)}
+        if heard & {proxy.host, *_ANY}:
+            yield proxy
+
+
+def published_to(network: int, around: Surroundings, uid: int | None) -> tuple[Published, ...]:
+    """The ports of this host that lead into that namespace, by root's word or by that of this user, whose server it is.
+
+    Another user's proxy may lead to a server of that user's own.
+    """
     inside = _unique_addresses(network, around)
-    return tuple(each for each in around.published if each.to_address in inside)
+    return tuple(each for each in around.published if each.to_address in inside and each.uid in {_ROOT, uid})
 
 
 def reachable_in(network: int, routes: Sequence[Route], around: Surroundings) -> frozenset[str]:
@@ -78,24 +94,28 @@ def reachable_in(network: int, routes: Sequence[Route], around: Surroundings) ->
     )
 
 
+def is_proxy(argv: Sequence[str]) -> bool:
+    """Whether this is a program that `parse_proxy` knows."""
+    return bool(argv) and PurePath(argv[0]).name in _PROXIES
+
+
 def parse_proxy(argv: Sequence[str]) -> Published | None:
     """Read the arguments of `docker-proxy`, or of `socat TCP-LISTEN:… TCP:…`; `None` if it is neither."""
-    program = PurePath(argv[0]).name if argv else ""
+    if not is_proxy(argv):
+        return None
     try:
-        if program == "docker-proxy":
-            return _docker_proxy(argv)
-        if program == "socat":
-            return _socat(argv)
+        return _PROXIES[PurePath(argv[0]).name](argv)
     except (KeyError, ValueError):
         return None
-    return None
 
 
 def _docker_proxy(argv: Sequence[str]) -> Published | None:
     said = {name.lstrip("-"): value for name, value in pairwise(argv) if name.startswith("-")}
     if said["proto"] != "tcp":
         return None
-    return Published(said["host-ip"], int(said["host-port"]), said["container-ip"], int(said["container-port"]))
+    return Published(
+        _address(said["host-ip"]), int(said["host-port"]), said["container-ip"], int(said["container-port"])
+    )
 
 
 def _socat(argv: Sequence[str]) -> Published | None:
@@ -106,7 +126,15 @@ def _socat(argv: Sequence[str]) -> Published | None:
         return None
     host = next((word.partition("=")[2] for word in listens[0] if word.startswith("bind=")), "0.0.0.0")
     _, address, port = leads[0][0].split(":")
-    return Published(host, int(listens[0][0].partition(":")[2]), address, int(port))
+    return Published(_address(host), int(listens[0][0].partition(":")[2]), address, int(port))
+
+
+def _address(host: str) -> str:
+    """A name is not looked up, but for this host's own. Raises `ValueError`."""
+    return "127.0.0.1" if host == "localhost" else str(ipaddress.ip_address(host))
+
+
+_PROXIES = {"docker-proxy": _docker_proxy, "socat": _socat}
 
 
 def _unique_addresses(network: int, around: Surroundings) -> frozenset[str]:

@@ -5,10 +5,13 @@ from http import HTTPStatus
 
 import aiohttp
 
+from jouled.app.runtime.engines.facts import shown
 from jouled.model.errors import SourceError, SourceState
 
 TIMEOUT_SECONDS = 4.0
 """For the whole answer, so that an engine that drips its page byte by byte is given up too."""
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 LARGEST_PAGE_BYTES = 8 * 1024 * 1024
 """A vLLM page has 50 to 100 kB; with thousands of label sets some megabytes."""
@@ -21,6 +24,7 @@ def open_session() -> aiohttp.ClientSession:
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         trust_env=False,
+        connector=aiohttp.TCPConnector(limit=0),  # engines that hang must not keep others waiting for a free place
     )
 
 
@@ -31,6 +35,9 @@ async def fetch(session: aiohttp.ClientSession, url: str) -> bytes:
     """
     try:
         async with asyncio.timeout(TIMEOUT_SECONDS), session.get(url, allow_redirects=False) as response:
+            if response.status in _REDIRECTS:
+                to = shown(response.headers.get("Location", "nowhere"))
+                raise _down(f"http_{response.status}", f"{url} leads on to {to}, which is not followed")
             if response.status != HTTPStatus.OK:
                 raise _down(f"http_{response.status}", f"{url} answered {response.status}")
             return await _body(response, url)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -24,6 +25,14 @@ from jouled.model.readings import SourceReport
 
 LOOK_SECONDS = 30.0
 """Between two looks for engines that have started since."""
+
+MOST_FOUND = 64
+"""Engines that are polled at one time without being named: any user may start a program called as an engine is."""
+MOST_NOTES = 20
+"""Said after one look."""
+
+NOTES_REMEMBERED = 1_000
+"""So that none is said twice, unless very many others were said since."""
 
 _log = logging.getLogger(__name__)
 
@@ -59,11 +68,12 @@ class EnginePollers:
         self._running: dict[str, _Running] = {}
         self._unpolled: dict[str, Engine] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._notes: set[str] = set()
+        self._notes: dict[str, None] = {}
         self._found: dict[str, FoundEngine] = {}
         self._gone: set[str] = set()
         self._one_look = asyncio.Lock()
         self._looked_s = 0.0
+        self._known_by_s = math.inf
         self._news = asyncio.Event()
 
     def engines(self) -> list[Engine]:
@@ -72,6 +82,20 @@ class EnginePollers:
         there = {engine.type for engine in polled if engine.name not in self._gone}
         known = [engine for engine in polled if engine.name not in self._gone or engine.type not in there]
         return [*known, *self._unpolled.values()]
+
+    def askable(self) -> list[Engine]:
+        """Those that may be sent a request now: the operator named them, or their process is the one that was found."""
+        if self._configured:
+            return self.engines()
+        return [running.poller.engine for name, running in self._running.items() if self._lives(name)]
+
+    @property
+    def are_known(self) -> bool:
+        """Whether `engines` has those that run: before the first look nobody can say whose a request is.
+
+        A look that hangs is waited for until the next one is due.
+        """
+        return time.monotonic() >= self._known_by_s
 
     def start(self, group: asyncio.TaskGroup, configured: Sequence[EngineConfig], *, discover: bool) -> None:
         """Begin with the configured engines and, if that is wanted, look for engines.
@@ -82,6 +106,7 @@ class EnginePollers:
         self._configured = configured
         for config in configured:
             self._add(group, config, trusted)
+        self._known_by_s = time.monotonic() + (LOOK_SECONDS if discover and not configured else 0.0)
         if discover:
             self._tasks.append(group.create_task(self._discover(group), name="discovery"))
 
@@ -135,7 +160,11 @@ class EnginePollers:
                 return
             self._looked_s = time.monotonic()
             by_device = self._processes.by_device
-            found, notes = await asyncio.to_thread(_look_around, self._collectors, by_device)
+            try:
+                found, notes = await asyncio.to_thread(_look_around, self._collectors, by_device)
+            except Exception:  # noqa: BLE001 - the boundary to plug-ins, and to whatever runs on this host
+                _log.exception("looking for engines failed unexpectedly; those known are polled on")
+                return
         self._processes.note_environments(
             {each.process.pid: (each.process.environ or {}, each.process.container is not None) for each in found.found}
         )
@@ -143,15 +172,21 @@ class EnginePollers:
             notes = [*self._beside_configured(found.found), *notes]
         else:
             self._found = {each.config.name: each for each in found.found}
-            for each in found.found:
-                self._take(group, each.config)
+            untaken = [each.config.name for each in found.found if not self._take(group, each.config)]
+            if untaken:
+                notes.append(
+                    f"more than {MOST_FOUND} engines run here: others are polled only if [[engines]] names them"
+                )
+        self._known_by_s = time.monotonic()
         self._tell(notes)
         self._news.set()
         self._news = asyncio.Event()
 
-    def _take(self, group: asyncio.TaskGroup, config: EngineConfig) -> None:
-        """One engine was found, for the first time or again."""
+    def _take(self, group: asyncio.TaskGroup, config: EngineConfig) -> bool:
+        """One engine was found, for the first time or again; returns whether there was a place for it."""
         known = self._running.get(config.name)
+        if known is None and len(self._running.keys() - self._gone) >= MOST_FOUND:
+            return False
         if known is None:
             _log.info("found engine %s at %s", config.name, config.url)
 
@@ -161,6 +196,7 @@ class EnginePollers:
             self._add(group, config, identify)
         elif config.pid != known.poller.engine.pid:
             known.poller.moved_to(config.pid)
+        return True
 
     def _beside_configured(self, found: Sequence[FoundEngine]) -> list[str]:
         """Take the process of each engine that is configured; returns what to tell of the others."""
@@ -207,10 +243,15 @@ class EnginePollers:
         )
 
     def _tell(self, notes: Sequence[str]) -> None:
-        for note in notes:
-            if note not in self._notes:
-                self._notes.add(note)
-                _log.warning("%s", note)
+        """Say what was not said before. Notes name processes, of which there are always new ones."""
+        news = [note for note in notes if note not in self._notes]
+        for note in news[:MOST_NOTES]:
+            _log.warning("%s", note)
+        if len(news) > MOST_NOTES:
+            _log.warning("and %d more of the kind: `jouled check` lists them", len(news) - MOST_NOTES)
+        self._notes |= dict.fromkeys(news)
+        for note in list(self._notes)[: -max(len(notes), NOTES_REMEMBERED)]:
+            del self._notes[note]
 
 
 def _look_around(

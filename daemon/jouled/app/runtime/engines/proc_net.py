@@ -5,6 +5,7 @@ Which process holds a socket is not told there: that takes `/proc/PID/fd`, which
 
 import contextlib
 import ipaddress
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,12 @@ _LISTEN = "0A"
 
 _GATEWAY = 0x2
 """RTF_GATEWAY of include/uapi/linux/route.h: the way leads over another machine."""
+
+OVERFLOW_UID = 65_534
+"""As which a user namespace shows every user that it has no number for (/proc/sys/kernel/overflowuid)."""
+
+_ALL_USERS = 2**32 - 1
+"""The last number is no user (INVALID_UID)."""
 
 _Parsed = TypeVar("_Parsed")
 
@@ -45,6 +52,21 @@ def namespace(pid: int | str) -> int | None:
         return Path(f"/proc/{pid}/net/tcp").stat().st_ino
     except OSError:
         return None
+
+
+def user_of(pid: int) -> int | None:
+    """The user of a process; `None` if it is one of those that this process's user namespace shows as one and the same.
+
+    With `PrivateUsers=yes` systemd maps root and the service's user alone (user_namespaces(7), "Unmapped user and group
+    IDs"). Raises `OSError` if the process is gone.
+    """
+    uid = os.stat(f"/proc/{pid}").st_uid  # noqa: PTH116 - one of many
+    return None if uid == OVERFLOW_UID and not _read("/proc/self/uid_map", parse_has_all_users, True) else uid
+
+
+def parse_has_all_users(lines: Iterable[str]) -> bool:
+    """Whether a `/proc/PID/uid_map` has a number for every user of the host."""
+    return sum(int(line.split()[2]) for line in lines) >= _ALL_USERS
 
 
 def listeners(pid: int | str) -> tuple[Listener, ...]:

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import NamedTuple
 
+_LONGEST = 256 * 1024
+"""Bytes read of a command line: it may have as many as the stack allows (2 MB by default), an engine's has some kB."""
+
 _LONGEST_NAME = 15
 """Bytes of a name that the kernel keeps (TASK_COMM_LEN of include/linux/sched.h, less the closing zero)."""
 
@@ -43,6 +46,15 @@ def start_ticks(pid: int) -> int | None:
     return seen.started if seen else None
 
 
+def parent_of(pid: int) -> int | None:
+    """Who started a process; `None` if it is gone."""
+    try:
+        seen = parse(pid, b"", _read(f"/proc/{pid}/stat"))
+    except OSError:
+        return None
+    return seen.parent if seen else None
+
+
 def parse(pid: int, command_line: bytes, status: bytes) -> SeenProcess | None:
     """Read `cmdline` and `stat` (proc_pid_cmdline(5), proc_pid_stat(5)); `None` if it has ended."""
     begin, end = status.find(b"("), status.rfind(b")")  # the name may hold anything
@@ -73,4 +85,4 @@ def _title(name: str, argv: tuple[str, ...]) -> str:
 
 def _read(path: str) -> bytes:
     with open(path, "rb") as file:  # noqa: PTH123 - as above
-        return file.read()
+        return file.read(_LONGEST)

@@ -4,14 +4,16 @@ import asyncio
 import logging
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from jouled.api import DatagramIngest, MalformedBodyError, Received, ReceivedRequest
+from jouled.app.runtime.engines.processes import parent_of
 from jouled.app.runtime.requests.hand_over import Accept, Count, hand_over
+from jouled.model.engine import Engine
 from jouled.model.errors import JouledError
 
 MOST_BYTES_A_TURN = 64 * 1024
@@ -27,6 +29,7 @@ MOST_HELD = 10_000
 MOST_AT_ONCE = 200
 """Requests that the core takes in one turn of the loop, in some 3 ms."""
 
+_MOST_PARENTS = 8
 _LAST_TURNS = 64
 _LAST_SECONDS = 1.0
 _MODE = 0o660
@@ -43,9 +46,11 @@ class Datagrams:
         receiver: DatagramIngest,
         accept: Accept,
         count: Count,
+        engines: Callable[[], Iterable[Engine]],
         runtime_directory: Path,
     ) -> None:
         self._receiver = receiver
+        self._engines = engines
         self._accept = accept
         self._count = count
         self._path = runtime_directory / receiver.socket_name
@@ -124,9 +129,21 @@ class Datagrams:
         free = MOST_HELD - len(self._held)
         if len(received.requests) > free:
             self._count("not_kept", len(received.requests) - free)
+        if received.requests and pid is not None:
+            pid = self._engine_above(pid)
         self._held += [_told_by(request, pid) for request in received.requests[:free]]
         if self._held:
             self._arrived.set()
+
+    def _engine_above(self, pid: int) -> int:
+        """The engine's process that started the sender, itself if there is none: an engine may have several servers."""
+        engines = {engine.pid for engine in self._engines()}
+        above: int | None = pid
+        for _ in range(_MOST_PARENTS):
+            if above is None or above in engines:
+                break
+            above = parent_of(above)
+        return above if above is not None and above in engines else pid
 
     def _take_held(self) -> list[Received]:
         held, self._held = self._held, []
@@ -136,6 +153,8 @@ class Datagrams:
 
     async def _hand_on_the_rest(self, bound: socket.socket) -> None:
         """The daemon ends: nothing is answered any more, but the core takes it for its last commit."""
+        with suppress(OSError):
+            self._path.unlink()  # what nobody would read any more is not taken from its sender
         for _ in range(_LAST_TURNS):
             if not self._read(bound):
                 break

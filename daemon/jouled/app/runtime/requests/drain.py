@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 class Drain:
     """Asks every engine of the receiver's type, each by itself; what an answer held is gone at the engine.
 
+    engines: those that may be asked now. The port of one that is gone may be another's, so that nothing is sent there.
     An answer that cannot be read is lost, and counted: as `page_` and what was wrong, or `malformed_page`.
     """
 

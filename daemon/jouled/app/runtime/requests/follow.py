@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 class Follower:
-    """One receiver's files. Nothing is read before an engine is known, nor while the core cannot keep more."""
+    """One receiver's files. Nothing is read before their engine is known, nor while the core cannot keep more."""
 
     def __init__(
         self,
@@ -52,9 +52,16 @@ class Follower:
     async def run(self) -> None:
         """Follow until cancelled."""
         while True:
-            told = await self.follow_once() if any(True for _ in self._engines()) else False
+            told = await self.follow_once() if self._is_engine_known() else False
             if not told:
                 await asyncio.sleep(POLL_SECONDS)
+
+    def _is_engine_known(self) -> bool:
+        name, kind = self._settings.engine, getattr(self._receiver, "engine_type", "")
+        if any(engine.name == name if name else kind in {"", engine.type} for engine in self._engines()):
+            return True
+        self._say_once(f"nothing is read before {name or f'an engine {kind}'.rstrip()} is found")
+        return False
 
     async def follow_once(self) -> bool:
         """Read on, hand over and keep the position; whether there was anything."""

@@ -59,7 +59,7 @@ class FollowedFiles:
         self._positions = kept or {}
         self._scanned_ns = -1
         self._live: list[str] = []
-        self._dry: dict[int, int] = {}
+        self._dry: dict[int, tuple[int, int]] = {}  # size and time of change of what is read to its end, by inode
 
     def read(self) -> Piece | None:
         """The next whole lines; `None` where there are none. Raises OSError where folder or file cannot be read."""
@@ -103,8 +103,9 @@ class FollowedFiles:
     def _begin(self, positions: dict[int, Position]) -> None:
         if self._is_first_start:
             self._positions = positions
-            self.save()
             self._is_first_start = False
+            with contextlib.suppress(OSError):  # on a full disk: what comes is read all the same, and saved with it
+                self.save()
 
     def _entries(self) -> Iterator[tuple[str, os.stat_result]]:
         with os.scandir(self._directory) as entries:
@@ -133,7 +134,7 @@ class FollowedFiles:
     def _read_file(self, name: str) -> Piece | None:
         try:
             status = os.lstat(self._directory / name)
-            if self._dry.get(status.st_ino) == status.st_size:
+            if self._dry.get(status.st_ino) == (status.st_size, status.st_mtime_ns):
                 return None
             with self._opened(name) as descriptor:
                 return self._read_lines(descriptor, name)
@@ -150,7 +151,7 @@ class FollowedFiles:
         position.size = status.st_size
         piece = _next_lines(descriptor, position)
         if piece is None:
-            self._dry[status.st_ino] = status.st_size
+            self._dry[status.st_ino] = (status.st_size, status.st_mtime_ns)
         else:
             _take_head(descriptor, position)
         return piece

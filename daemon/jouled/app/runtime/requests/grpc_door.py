@@ -19,7 +19,7 @@ from jouled.model.errors import ConfigurationError, JouledError
 from jouled.outputs.serve.answers import Refusal
 from jouled.outputs.serve.authentication import Authenticator
 from jouled.outputs.serve.ingest import IN_THE_LOOP_BYTES, LARGE_AT_ONCE, check_taken, decoded
-from jouled.outputs.serve.limits import Rates
+from jouled.outputs.serve.limits import CONNECTIONS_FROM_LOOPBACK, Rates
 from jouled.outputs.serve.web_file import Web, WebFile
 
 MOST_BYTES = 4 * 1024 * 1024
@@ -29,6 +29,7 @@ MOST_AT_ONCE = 64
 """Calls at a time; with `MOST_BYTES` it bounds the memory that senders can claim."""
 
 _IDLE_MILLISECONDS = 300_000
+_HANDSHAKE_MILLISECONDS = 10_000
 _METADATA_BYTES = 8190
 _FAREWELL_SECONDS = 2.0
 _PEER = "127.0.0.1"
@@ -38,6 +39,7 @@ _CONTENT_TYPE = "application/x-protobuf"
 _STATUS = {
     HTTPStatus.UNAUTHORIZED: "UNAUTHENTICATED",
     HTTPStatus.TOO_MANY_REQUESTS: "UNAVAILABLE",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "INTERNAL",
 }
 """gRPC's word for a refusal; others are the sender's fault, `INVALID_ARGUMENT`. OTLP sends again after UNAVAILABLE."""
 
@@ -84,6 +86,8 @@ class GrpcDoor:
             ("grpc.max_receive_message_length", MOST_BYTES),
             ("grpc.max_metadata_size", _METADATA_BYTES),
             ("grpc.max_connection_idle_ms", _IDLE_MILLISECONDS),
+            ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MILLISECONDS),
+            ("grpc.max_allowed_incoming_connections", CONNECTIONS_FROM_LOOPBACK),
         ]
         server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MOST_AT_ONCE)
         for ingest in self._ingests:

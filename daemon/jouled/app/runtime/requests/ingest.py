@@ -9,6 +9,7 @@ from jouled.app.runtime.engines.find import find_engine, whose
 from jouled.app.runtime.requests.pseudonyms import Pseudonyms
 from jouled.app.runtime.wall_clock import WallClock
 from jouled.model.engine import Engine
+from jouled.model.errors import JouledError
 from jouled.model.requests import RequestEvent, RequestStart
 from jouled.model.units import nanoseconds
 
@@ -27,7 +28,7 @@ class Ingest:
 
     feed: the core's; it returns why it refused an event, the empty string if it took it. count: takes the reason of
     events that never reached the core, and how many. pseudonyms: what ids are replaced by before anybody keeps them.
-    hosts: names and addresses of this host.
+    hosts: names and addresses of this host. are_known: whether the engines that run have been looked for.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Ingest:
         wall: WallClock,
         pseudonyms: Pseudonyms | None = None,
         hosts: frozenset[str] = frozenset(),
+        are_known: Callable[[], bool] = lambda: True,
     ) -> None:
         self._engines = engines
         self._feed = feed
@@ -47,13 +49,19 @@ class Ingest:
         self._wall = wall
         self._pseudonyms = pseudonyms
         self._hosts = hosts
+        self._are_known = are_known
 
     def take(self, received: Received) -> Received:
-        """Feed what was received; returns it with what was refused here added to `rejected`."""
+        """Feed what was received; returns it with what was refused here added to `rejected`.
+
+        Raises `JouledError` while nobody knows yet which engines there are.
+        """
         for refused in received.rejected:
             self._count(refused.reason, 1)
         for reason, number in received.more_rejected.items():
             self._count(reason, number)
+        if received.requests and not self._are_known():
+            raise JouledError("the engines of this host are still being looked for: send it again in a second")
         engines = list(self._engines())
         now_ns = self._clock.now_ns()
         accepted: list[ReceivedRequest] = []

@@ -17,7 +17,10 @@ from jouled.model.engine import Engine
 
 
 class Receivers:
-    """One task for each way of each receiver; a receiver that fails disturbs no other."""
+    """One task for each way of each receiver; a receiver that fails disturbs no other.
+
+    engines: those that are known; askable: those of them that may be sent a request now.
+    """
 
     def __init__(
         self,
@@ -25,6 +28,7 @@ class Receivers:
         accept: Accept,
         count: Count,
         engines: Callable[[], Iterable[Engine]],
+        askable: Callable[[], Iterable[Engine]],
         session: aiohttp.ClientSession,
         runtime_directory: Path,
         *,
@@ -35,6 +39,7 @@ class Receivers:
         self._accept = accept
         self._count = count
         self._engines = engines
+        self._askable = askable
         self._session = session
         self._runtime_directory = runtime_directory
         self._state_directory = state_directory
@@ -45,10 +50,10 @@ class Receivers:
         tasks = []
         for receiver in self._receivers.values():
             if isinstance(receiver, DatagramIngest):
-                datagrams = Datagrams(receiver, self._accept, self._count, self._runtime_directory)
+                datagrams = Datagrams(receiver, self._accept, self._count, self._engines, self._runtime_directory)
                 tasks.append(group.create_task(datagrams.run(), name=f"datagrams: {receiver.name}"))
             if isinstance(receiver, JoinsParts):
-                overdue = release_overdue(receiver.name, receiver, self._accept)
+                overdue = release_overdue(receiver.name, receiver, self._accept, self._count)
                 tasks.append(group.create_task(overdue, name=f"parts: {receiver.name}"))
         tasks += [group.create_task(way, name=name) for name, way in (*self._followers(), *self._drains())]
         return tasks
@@ -64,5 +69,5 @@ class Receivers:
         for name, receiver in self._receivers.items():
             settings = self._settings.get(name)
             if isinstance(receiver, PageDrain) and isinstance(settings, DrainSettings) and settings.own:
-                told = (self._accept, self._count, self._engines)
+                told = (self._accept, self._count, self._askable)
                 yield f"drain {name}", Drain(receiver, settings, *told, self._session).run()
