@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
@@ -108,10 +109,10 @@ def test_spans_of_every_kind_by_every_way_become_receipts(
         assert b"jouled_rejected_events_total{" not in daemon.get("/metrics")
 
 
-def test_a_port_that_is_taken_ends_the_start_with_the_key_to_change(launch: Launch) -> None:
+def test_a_port_that_is_taken_ends_the_start_with_the_key_to_change(launch: Launch, tmp_path: Path) -> None:
     daemon = launch(METER)
-    taken = urlsplit(daemon.url).port
-    second = launch(f'{METER}[requests.otlp]\ngrpc_listen = "127.0.0.1:{taken}"\n', "--state", "other", ready=False)
+    taken = f'{METER}[requests.otlp]\ngrpc_listen = "{urlsplit(daemon.url).netloc}"\n'
+    second = launch(taken, "--state", tmp_path / "other", ready=False)
     assert second.process is not None
     assert second.process.wait(20) != 0
     assert "grpc_listen" in second.log_tail()

@@ -8,7 +8,7 @@ from http import HTTPStatus
 import pytest
 from tests.outputs.serve.conftest import LineIngest
 
-from jouled.api import TooManyRecordsError
+from jouled.api import Received, TooManyRecordsError
 from jouled.outputs.serve import bodies, ingest
 from jouled.outputs.serve.answers import Refusal
 from jouled.outputs.serve.bodies import RAW_BYTES, inflate
@@ -181,3 +181,13 @@ async def test_large_bodies_wait_to_be_read_and_small_ones_do_not(serve, monkeyp
         assert (read, served.taken) == (2, ["c"])
         release.set()
     assert read == 3
+
+
+def test_a_receiver_with_a_fault_is_a_counted_refusal_that_repeats_nothing() -> None:
+    def fail() -> Received:
+        raise KeyError("a prompt")
+
+    with pytest.raises(Refusal) as caught:
+        ingest.decoded(fail)
+    assert (caught.value.status, caught.value.reason) == (HTTPStatus.INTERNAL_SERVER_ERROR, "receiver_failed")
+    assert "prompt" not in caught.value.message
