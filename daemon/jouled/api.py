@@ -130,7 +130,8 @@ class EnginePage(Struct, frozen=True, kw_only=True):
 
     facts: what the page says beside counters. semantics: of this page's counters, where they depend on the engine's
     release; `None`: as the collector says of all pages. transferred_prompt_tokens: of the prompt tokens those that came
-    as KV cache from another engine. requests_finished: since the engine's start.
+    as KV cache from another engine. requests_finished: since the engine's start. forward_seconds: cumulative seconds in
+    which its accelerators computed, by kind of step, as the engine times it.
     """
 
     model: str = ""
@@ -144,6 +145,7 @@ class EnginePage(Struct, frozen=True, kw_only=True):
     requests_running: int | None = None
     requests_waiting: int | None = None
     requests_finished: int | None = None
+    forward_seconds: Mapping[str, float] = {}
 
 
 class EngineCollector(Protocol):

@@ -84,6 +84,7 @@ items = st.one_of(
         requests_running=maybe_counts,
         cpu_seconds=st.none() | st.floats(0.0, 1e9),
         reported_energy_joules=st.none() | st.floats(0.0, 1e9),
+        forward_seconds=st.dictionaries(st.sampled_from(["extend", "decode"]), st.floats(0.0, 1e9)),
         latencies=st.dictionaries(
             st.sampled_from(["ttft", "tpot", "e2el"]),
             st.just(LatencyHistogram((0.1, 2.5), (1, 2, 3))) | st.just(LatencyHistogram((), (0,))),

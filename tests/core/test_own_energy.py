@@ -98,3 +98,20 @@ def test_tokens_that_are_counted_at_finish_have_a_longer_window():
     per_joule_at_finish, per_second = per_joule("finish")
     assert per_joule_at_finish == pytest.approx(600 / 19_900, rel=0.02)
     assert per_second == pytest.approx(600 / 195, rel=0.01)
+
+
+def test_an_engines_own_timer_is_counted_by_kind_of_step_and_over_its_restart():
+    told = [{"extend": 5.0}, {"extend": 6.5, "decode": 2.0}, {}, {"extend": 6.5, "decode": 2.5}, {"extend": 0.25}]
+    samples = [replace(node().sample_at(START + k * SECOND), forward_seconds=t) for k, t in enumerate(told)]
+    _, _, result = outcome(samples, node())
+    counted = result.snapshot.counters["engine_forward_seconds_total"]
+    assert counted == {("e", "extend"): 1.75, ("e", "decode"): 2.5}
+
+
+def test_an_engine_that_invents_kinds_of_steps_makes_few_series():
+    samples = [
+        replace(node().sample_at(START + k * SECOND), forward_seconds={f"mode{k}": 1.0, "extend": float(k)})
+        for k in range(1, 100)
+    ]
+    _, _, result = outcome(samples, node())
+    assert len(result.snapshot.counters["engine_forward_seconds_total"]) == 16

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from jouled.api import EngineFacts, EnginePage
 from jouled.model.engine import CounterSemantics, Latency, LatencyHistogram
 from jouled_collectors.engines import answers, command_line, facts
-from jouled_collectors.engines.exposition import PageReader, Series, total
+from jouled_collectors.engines.exposition import MAXIMUM_COUNT, PageReader, Series, total
 from jouled_collectors.engines.histograms import HistogramReader
 
 _SERVERS = ("sglang.launch_server", "sglang/launch_server.py")
@@ -35,6 +35,7 @@ _READER = PageReader(
         "prompt_tokens",
         "cached_tokens",
         "generation_tokens",
+        "forward_execution_seconds",
         "num_running_reqs",
         *_QUEUES,
     ),
@@ -94,7 +95,8 @@ class SglangCollector:
             requests_running=_of_schedulers(families, "num_running_reqs"),
             requests_waiting=_waiting(families),
         )
-        return _with_live_tokens(page, families) if _is_live(families) else _with_tokens_at_finish(page, families)
+        page = _with_live_tokens(page, families) if _is_live(families) else _with_tokens_at_finish(page, families)
+        return replace(page, forward_seconds=_forward_seconds(families))
 
     def facts(self, argv: Sequence[str], environ: Mapping[str, str]) -> EngineFacts:
         """What the server was started with, as SGLang 0.5.23 spells it; a file of `--config` is not read."""
@@ -177,6 +179,16 @@ def _with_tokens_at_finish(page: EnginePage, families: Families) -> EnginePage:
         generation_tokens=total(families.get("generation_tokens")),
         semantics=_AT_FINISH,
     )
+
+
+def _forward_seconds(families: Families) -> dict[str, float]:
+    """Seconds by forward mode, with `SGLANG_ENABLE_METRICS_DEVICE_TIMER`; one that cannot be a time is left out."""
+    seconds: dict[str, float] = {}
+    for each in _one_of_each_group(families.get("forward_execution_seconds", ())):
+        mode = each.labels.get("category", "")
+        if mode and 0.0 <= each.value <= MAXIMUM_COUNT:
+            seconds[mode] = seconds.get(mode, 0.0) + each.value
+    return seconds
 
 
 def _waiting(families: Families) -> int | None:

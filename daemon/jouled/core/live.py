@@ -131,6 +131,31 @@ class LiveMeters:
             self._counters.add("device_throttle_seconds_total", (status.device, reason), grown)
 
 
+CATEGORIES_MAX = 16
+"""SGLang has some eight kinds of steps (ForwardMode)."""
+
+
+class ForwardTimer:
+    """An engine's own timer of its accelerators: cumulative seconds by kind of step, each of which may start over."""
+
+    def __init__(self) -> None:
+        self._raw: dict[str, float] = {}
+
+    def take(self, told: Mapping[str, float]) -> dict[str, float]:
+        """Take a reading; returns the seconds since the last one, of `CATEGORIES_MAX` kinds at most.
+
+        A kind that comes up later has begun since.
+        """
+        grown, is_first = {}, not self._raw
+        for category, seconds in told.items():
+            if category not in self._raw and len(self._raw) >= CATEGORIES_MAX:
+                continue
+            before = self._raw.get(category, seconds if is_first else 0.0)
+            self._raw[category] = seconds
+            grown[category] = seconds - before if seconds >= before else seconds
+        return grown
+
+
 class LiveTokens:
     """One engine's token counters, continued over restarts of the engine and of the daemon."""
 

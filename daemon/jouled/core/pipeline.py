@@ -28,7 +28,7 @@ from jouled.core.identity import CONFLICT, DUPLICATE, TOLD_OTHERWISE, Admission,
 from jouled.core.ledger.meter import SILENCE_MAX_NS, Meter
 from jouled.core.ledger.own_energy import OwnEnergy
 from jouled.core.ledger.tree import host_of, leaves, meters
-from jouled.core.live import LiveMeters, LiveTokens, downtime_uj
+from jouled.core.live import ForwardTimer, LiveMeters, LiveTokens, downtime_uj
 from jouled.core.topology import Group, default_devices, groups
 from jouled.core.trust import trust_gauges
 from jouled.model.device import Device, DeviceKind, Quality
@@ -79,6 +79,7 @@ class Pipeline:
         self._tokens: dict[str, LiveTokens] = {}
         self._unreported: dict[str, UnreportedTokens] = {}
         self._own_energy: dict[str, OwnEnergy] = {}
+        self._forward_timers: dict[str, ForwardTimer] = {}
         self._samples: dict[str, EngineSample] = {}
         self._attainments: dict[str, Attainment] = {}
         self._groups: dict[Group, DeviceGroup] = {}
@@ -254,10 +255,7 @@ class Pipeline:
         self._engine_raw[sample.engine] = dict(tokens.raw)
         self._unreported_of(engine).sample(sample)
         self._attainment(sample.engine).take(sample)
-        if sample.reported_energy_joules is not None:
-            own = self._own_energy.setdefault(sample.engine, OwnEnergy())
-            grown_uj = own.take(sample.t_ns, sample.reported_energy_joules)
-            self._account.counters.add("engine_reported_energy_joules_total", (sample.engine,), grown_uj)
+        self._own_meters(sample)
         window = self._token_windows.setdefault(sample.engine, RatioWindow())
         window.span_ns = _window_ns(engine)
         window.add(sample.t_ns, {"generation": tokens.generation})
@@ -267,6 +265,17 @@ class Pipeline:
         if book is not None:
             book.sample(sample)
         return ""
+
+    def _own_meters(self, sample: EngineSample) -> None:
+        """What an engine meters and times itself is shown beside the books."""
+        if sample.reported_energy_joules is not None:
+            own = self._own_energy.setdefault(sample.engine, OwnEnergy())
+            grown_uj = own.take(sample.t_ns, sample.reported_energy_joules)
+            self._account.counters.add("engine_reported_energy_joules_total", (sample.engine,), grown_uj)
+        if sample.forward_seconds:
+            timer = self._forward_timers.setdefault(sample.engine, ForwardTimer())
+            for category, seconds in timer.take(sample.forward_seconds).items():
+                self._account.counters.add("engine_forward_seconds_total", (sample.engine, category), seconds)
 
     def _request(self, event: RequestEvent) -> str:
         if self._changed:

@@ -104,6 +104,7 @@ class EngineSample(Struct, frozen=True, gc=False, kw_only=True, tag="engine_coun
 
     latencies: histograms that an SLO needs, as far as the page has them. cpu_seconds: cumulative CPU time of the
     engine's processes, not of the page. reported_energy_joules: cumulative, by the engine's own meter.
+    forward_seconds: cumulative time in which its accelerators computed, by kind of step, as the engine times it.
     """
 
     engine: str
@@ -117,4 +118,5 @@ class EngineSample(Struct, frozen=True, gc=False, kw_only=True, tag="engine_coun
     requests_waiting: int | None = None
     cpu_seconds: float | None = None
     reported_energy_joules: float | None = None
+    forward_seconds: Mapping[str, float] = {}
     latencies: Mapping[Latency, LatencyHistogram] = {}

@@ -1,10 +1,12 @@
 """The SGLang collector on pages that SGLang's own collectors printed (0.5.23, and 0.5.5 without live tokens)."""
 
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from jouled.api import EngineCollector, EngineFacts, EnginePage, FactsCollector, LatencyCollector
 from jouled.model.engine import CounterSemantics
@@ -31,7 +33,7 @@ def test_is_a_collector_of_everything() -> None:
 
 def test_replicas_are_added_up_and_ranks_of_one_replica_are_not() -> None:
     """Replica 0 tells (1200, 240, 70) from four ranks, replica 1 (500, 0, 9) from one."""
-    assert SGLANG.page(fixture("0.5.23-ranks")) == EnginePage(
+    assert replace(SGLANG.page(fixture("0.5.23-ranks")), forward_seconds={}) == EnginePage(
         model=MODEL,
         semantics=LIVE,
         prompt_tokens=1700,
@@ -100,6 +102,23 @@ sglang:num_queue_reqs 3
 sglang:num_decode_transfer_queue_reqs -1
 """)
     assert (page.generation_tokens, page.prompt_tokens, page.requests_waiting) == (None, 7, None)
+
+
+def test_its_timer_tells_seconds_by_kind_of_step_of_one_rank_of_each_replica() -> None:
+    body = fixture("0.5.23-ranks")
+    told = {
+        (dp, tp, category): float(value)
+        for category, dp, tp, value in re.findall(
+            rb'\nsglang:forward_execution_seconds_total\{category="(\w+)",dp_rank="(\d)".*?tp_rank="(\d)"\} (\S+)', body
+        )
+    }
+    lowest = {dp: min(tp for of, tp, _ in told if of == dp) for dp in (b"0", b"1")}
+    first = {name: sum(told[dp, tp, name] for dp, tp in lowest.items()) for name in (b"extend", b"decode")}
+    assert SGLANG.page(body).forward_seconds == {name.decode(): seconds for name, seconds in first.items()}
+    assert len(told) > 4
+    broken = re.sub(rb'(\nsglang:forward_execution_seconds_total\{category="decode".*?) \S+', rb"\1 NaN", body)
+    assert set(SGLANG.page(broken).forward_seconds) == {"extend"}
+    assert SGLANG.page(fixture("0.5.5-at-finish")).forward_seconds == {}
 
 
 @pytest.mark.parametrize("told", ["dynamic", "unified", "DECODE", ""])

@@ -223,6 +223,14 @@ ENGINES = (
         ("engine",),
         "Energy of its accelerators by the engine's own meter, where it has one; for comparison, never for the books.",
     ),
+    _counter(
+        "engine_forward_seconds_total",
+        "live",
+        ("engine", "category"),
+        "seconds",
+        "Time in which the engine's accelerators computed, by kind of step, as the engine itself times it (SGLang with"
+        " SGLANG_ENABLE_METRICS_DEVICE_TIMER): of one rank of each replica.",
+    ),
     _gauge(
         "engine_energy_check_ratio",
         "live",

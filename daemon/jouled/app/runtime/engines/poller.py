@@ -291,5 +291,6 @@ def _sample(engine: str, t_ns: int, page: EnginePage, latencies: Mapping[Latency
         generation_tokens=page.generation_tokens,
         requests_running=page.requests_running,
         requests_waiting=page.requests_waiting,
+        forward_seconds=page.forward_seconds,
         latencies=latencies,
     )

@@ -254,6 +254,7 @@ class CountersLine(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
     requests_waiting: Count | None = None
     cpu_seconds: CpuSeconds | None = None
     reported_energy_joules: float | None = None
+    forward_seconds: dict[Text, float] | None = None
     latencies: dict[Latency, LatencyHistogram] | None = None
 
     def item(self, clock: WallClock) -> EngineSample:
@@ -270,6 +271,7 @@ class CountersLine(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
             requests_waiting=self.requests_waiting,
             cpu_seconds=self.cpu_seconds,
             reported_energy_joules=self.reported_energy_joules,
+            forward_seconds=self.forward_seconds or {},
             latencies=self.latencies or {},
         )
 
@@ -288,6 +290,7 @@ class CountersLine(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
             requests_waiting=sample.requests_waiting,
             cpu_seconds=sample.cpu_seconds,
             reported_energy_joules=sample.reported_energy_joules,
+            forward_seconds=dict(sample.forward_seconds) or None,
             latencies=dict(sample.latencies) or None,
         )
 
