@@ -12,6 +12,7 @@ from jouled.app.runtime.metering import Metering
 from jouled.app.runtime.power import PowerSources
 from jouled.app.runtime.publisher import Publisher
 from jouled.app.runtime.requests.forward import MARKER, Body, Forwarder
+from jouled.app.runtime.requests.hand_over import NotKeptYetError
 from jouled.app.runtime.requests.ingest import Ingest
 from jouled.app.runtime.requests.pseudonyms import Pseudonyms
 from jouled.model.errors import JouledError
@@ -98,16 +99,25 @@ class Front:
     async def accept(self, received: Received) -> Received:
         """Take what a receiver was told, and return when it is kept.
 
-        Raises `JouledError` where it cannot be kept now: the sender should send it again, or not be read further.
+        Raises `JouledError` where it cannot be kept now: the sender should send it again, or not be read further;
+        `NotKeptYetError` if the core has taken it.
         """
         taken = self._ingest.take(received)
         if self._metering.has_failed:
             raise JouledError("jouled ends because its books cannot be trusted any more")
-        if taken.requests and self._publisher.trouble:
-            raise JouledError(f"events cannot be kept now ({self._publisher.trouble}): send them again later")
         if taken.requests:
-            await self._kept()
+            await self._keep()
         return taken
+
+    async def _keep(self) -> None:
+        """Wait for a commit that holds what the core was fed."""
+        trouble = self._publisher.trouble
+        if trouble:
+            raise NotKeptYetError(f"events cannot be kept now ({trouble}): send them again later", self._keep)
+        try:
+            await self._kept()
+        except JouledError as error:
+            raise NotKeptYetError(str(error), self._keep) from error
 
     def forward(self, receiver: HttpIngest | GrpcIngest, body: bytes, headers: Mapping[str, str]) -> None:
         """Pass a body of traces on to the other collector, if there is one; returns at once."""

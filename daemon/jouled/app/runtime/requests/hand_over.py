@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -16,6 +17,15 @@ Accept = Callable[[Received], Awaitable[Received]]
 Count = Callable[[str, int], None]
 """Takes the reason of events that never reached the core, and how many."""
 
+
+class NotKeptYetError(JouledError):
+    """The core has taken it, but no commit holds it yet; `keep` waits for one, and may raise this again."""
+
+    def __init__(self, message: str, keep: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(message)
+        self.keep = keep
+
+
 MOST_AT_ONCE = 200
 """Requests that the core takes in one turn of the loop, in some 3 ms."""
 
@@ -25,7 +35,7 @@ _log = logging.getLogger(__name__)
 async def hand_over(name: str, accept: Accept, received: Received) -> None:
     """Return once all of it is kept; the caller reads nothing more meanwhile. `name` is the receiver's, for the log.
 
-    It may be taken more than once: the core refuses what it knows already.
+    Where the core could not even take it, it is offered again as a whole.
     """
     async with asyncio.TaskGroup() as group:
         for part in _parts(received):
@@ -35,14 +45,17 @@ async def hand_over(name: str, accept: Accept, received: Received) -> None:
 async def _hand_over(name: str, accept: Accept, part: Received) -> None:
     backoff = Backoff(1.0, 30.0)
     is_told = False
+    keep: Callable[[], Awaitable[object]] = partial(accept, part)
     while True:
         try:
-            await accept(part)
+            await keep()
         except JouledError as error:
             if not is_told:
                 _log.warning("%s reads no further for now: %s", name, error)
                 is_told = True
-            part = Received(requests=part.requests)  # what was refused is counted already
+            # What was refused is counted already, and what was taken would be counted as a duplicate.
+            again = partial(accept, Received(requests=part.requests))
+            keep = error.keep if isinstance(error, NotKeptYetError) else again
             await asyncio.sleep(backoff.next_seconds())
         else:
             return
