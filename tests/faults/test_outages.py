@@ -128,7 +128,7 @@ LINES: dict[str, tuple[Callable[[Cable], None], Callable[[Cable], None]]] = {
     "pulled": (Cable.pull, Cable.plug),
     "dropped": (lambda cable: cable.firewall("drop"), Cable.no_firewall),
     "refused": (lambda cable: cable.firewall("reject with tcp reset"), Cable.no_firewall),
-    "thin": (lambda cable: cable.throttle(16), Cable.no_throttle),
+    "thin": (lambda cable: cable.throttle(4), Cable.no_throttle),
 }
 
 
@@ -144,7 +144,7 @@ def test_a_line_that_is_cut_and_mended(
     traffic.start()
     wait_for(lambda: lives.daemon.page().values.get('jouled_sink_up{sink="influx"}') == 1.0, 20, "nothing is sent")
     cut(cable)
-    wait_for(lambda: failures(lives.daemon) > 1, 40, "the cut goes unnoticed")
+    wait_for(lambda: failures(lives.daemon) > 1, 80, "the cut goes unnoticed")
     mend(cable)
     traffic.stop()
     wait_for(
