@@ -110,7 +110,7 @@ class EngineFacts(Struct, frozen=True, kw_only=True):
     precision: number format and quantisation of the weights (`bfloat16`, `fp8`, `awq`). parallelism: sizes above one,
     in the order of the names, as in `dp2 tp4` (dp, ep, pp, cp, tp).
     kv_connector: what carries the KV cache between pools (`nixl`, `mooncake`, `mori`). speculation: method of
-    speculative decoding. device_mask: the accelerators that it may use, as written (ordinals, UUIDs), "" for all.
+    speculative decoding.
     instance: the id by which events name it (`EngineHint`), another one after each start.
     """
 
@@ -121,7 +121,6 @@ class EngineFacts(Struct, frozen=True, kw_only=True):
     parallelism: str = ""
     kv_connector: str = ""
     speculation: str = ""
-    device_mask: str = ""
     instance: str = ""
 
 

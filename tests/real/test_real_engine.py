@@ -13,9 +13,6 @@ pytestmark = [pytest.mark.real_engine, pytest.mark.timeout(1800)]
 OWNERS = ("prefill", "decode", "resident", "unreported", "idle", "unattributed", "downtime")
 Figures = dict[str, object]
 
-GAPS_OF_THE_METER = 'jouled_source_gap_seconds_total{source="estimate",'
-MOST_GAP_SECONDS = 2.0
-
 SAME_MOMENT_NS = 2_000
 """A microsecond for the floats of Unix seconds on each side."""
 
@@ -101,9 +98,8 @@ def test_requests_told_twice_count_once(observed: Observed) -> None:
     page = observed.daemon_pages["end"]
     for metric in ("jouled_requests_total", "jouled_request_tokens_total"):
         assert page.total(metric, engine=ENGINE_NAME) == observed.span_page.total(metric, engine=ENGINE_NAME)
-    refused = {series for series, value in page.values.items() if "rejected_events_total{" in series and value}
-    # A sender that waits for its answer for too long sends once more.
-    assert refused <= {'jouled_rejected_events_total{reason="duplicate"}'}
+    refused = {series: value for series, value in page.values.items() if "rejected_events_total{" in series and value}
+    assert refused == {}
 
 
 def test_cached_tokens_come_from_the_plugin_as_the_client_was_told(observed: Observed, figures: Figures) -> None:
@@ -128,7 +124,7 @@ def test_receipts_are_whole_and_within_what_was_measured(observed: Observed) -> 
         parts = sum(microjoules(receipt[f"joules_{part}"]) for part in ("prefill", "decode", "resident"))
         assert microjoules(receipt["joules"]) == parts
         assert receipt["quality"] == "estimated"
-        assert parts > 0 or receipt["validity"] == "meter_gap"
+        assert parts > 0
 
 
 def test_token_counters_agree_with_the_engine(observed: Observed, figures: Figures) -> None:
@@ -160,12 +156,6 @@ def test_reported_and_aborted_tokens_are_all_the_engine_made(observed: Observed,
 
 def test_aborted_work_shows_as_unreported(observed: Observed, figures: Figures) -> None:
     """Its share of the energy of work lies near the aborted share of the tokens; a factor of two is let pass."""
-    gap_seconds = sum(
-        seconds for series, seconds in observed.daemon_pages["end"].values.items() if GAPS_OF_THE_METER in series
-    )
-    figures["gaps of the meter, seconds"] = f"{gap_seconds:.1f}"
-    if gap_seconds > MOST_GAP_SECONDS:
-        pytest.skip(f"the meter was silent for {gap_seconds:.0f} s, and the energy of as long is nobody's")
     group = group_of(observed)
     worked = sum(group[f"{owner}_uj"] for owner in ("prefill", "decode", "resident", "unreported"))
     energy_share = group["unreported_uj"] / worked

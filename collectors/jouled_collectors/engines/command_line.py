@@ -86,23 +86,6 @@ def positional(arguments: Sequence[str]) -> str:
     return arguments[0] if arguments and not arguments[0].startswith("-") else ""
 
 
-def device_mask(environ: Mapping[str, str]) -> str:
-    """Which accelerators the environment leaves visible, as written; empty for all.
-
-    ROCm knows two masks: `HIP_VISIBLE_DEVICES` (also spelled `CUDA_VISIBLE_DEVICES`) chooses by position from what
-    `ROCR_VISIBLE_DEVICES` left (ROCm documentation, "GPU isolation techniques").
-    """
-    inner = environ.get("CUDA_VISIBLE_DEVICES") or environ.get("HIP_VISIBLE_DEVICES") or ""
-    outer = environ.get("ROCR_VISIBLE_DEVICES") or ""
-    if not (inner and outer):
-        return inner or outer
-    left = [device.strip() for device in outer.split(",")]
-    try:
-        return ",".join(left[int(position)] for position in inner.split(","))
-    except (ValueError, IndexError):
-        return inner
-
-
 def _values(argv: Sequence[str], names: Sequence[str]) -> list[str]:
     """All values given to an option, in order; one that another option follows has none."""
     found = []

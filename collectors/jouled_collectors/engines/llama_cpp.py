@@ -112,7 +112,6 @@ class LlamaCppCollector:
             model=alias or repository or file,
             precision=facts.precision("", _FORMATS.get(encoding, encoding)),
             speculation="" if method == "none" else method,
-            device_mask=command_line.device_mask(environ),
         )
 
 

@@ -82,7 +82,7 @@ class LmdeployCollector:
         """There is no path that tells it. Raises `ValueError`."""
         raise ValueError("LMDeploy does not tell its version")
 
-    def facts(self, argv: Sequence[str], environ: Mapping[str, str]) -> EngineFacts:
+    def facts(self, argv: Sequence[str], environ: Mapping[str, str]) -> EngineFacts:  # noqa: ARG002  # the command line says it all
         """What `lmdeploy serve api_server MODEL …` was told, as options of 0.18.0."""
         _, arguments = command_line.program(argv)
         model_format = command_line.option(argv, "--model-format")
@@ -102,7 +102,6 @@ class LmdeployCollector:
             ),
             kv_connector=facts.kv_connector(connector) if role else "",
             speculation=command_line.option(argv, "--speculative-algorithm").lower(),
-            device_mask=command_line.device_mask(environ),
         )
 
 

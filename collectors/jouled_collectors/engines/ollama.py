@@ -1,6 +1,6 @@
 """Ollama: `/api/ps` and `/api/version`, as it has no metrics page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from msgspec import Struct
@@ -68,7 +68,3 @@ class OllamaCollector:
     def version(self, body: bytes) -> str:
         """Read `{"version": "0.13.5"}`. Raises `ValueError`."""
         return answers.version(answers.decode(body, _Version).version)
-
-    def facts(self, argv: Sequence[str], environ: Mapping[str, str]) -> EngineFacts:  # noqa: ARG002  # the server takes no options
-        """Which accelerators the environment leaves visible."""
-        return EngineFacts(device_mask=command_line.device_mask(environ))

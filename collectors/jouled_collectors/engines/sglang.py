@@ -98,7 +98,7 @@ class SglangCollector:
         page = _with_live_tokens(page, families) if _is_live(families) else _with_tokens_at_finish(page, families)
         return replace(page, forward_seconds=_forward_seconds(families))
 
-    def facts(self, argv: Sequence[str], environ: Mapping[str, str]) -> EngineFacts:
+    def facts(self, argv: Sequence[str], environ: Mapping[str, str]) -> EngineFacts:  # noqa: ARG002  # the command line says it all
         """What the server was started with, as SGLang 0.5.23 spells it; a file of `--config` is not read."""
         _, arguments = command_line.program(argv)
         model = command_line.positional(arguments[1:]) if list(arguments[:1]) == ["serve"] else ""
@@ -122,7 +122,6 @@ class SglangCollector:
             ),
             kv_connector=_transfer_backend(argv) if mode in {"prefill", "decode"} else "",
             speculation=command_line.option(argv, "--speculative-algorithm").lower(),
-            device_mask=command_line.device_mask(environ),
         )
 
     def latencies(self, body: bytes, wanted: Collection[Latency]) -> Mapping[Latency, LatencyHistogram]:

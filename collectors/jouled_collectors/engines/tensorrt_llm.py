@@ -116,7 +116,6 @@ class TensorRtLlmCollector:
                 tp=command_line.size(argv, "--tensor-parallel-size", "--tp-size"),
             ),
             kv_connector=next((name for variable, name in _TRANSPORTS.items() if environ.get(variable) == "1"), ""),
-            device_mask=command_line.device_mask(environ),
         )
 
     def latencies(self, body: bytes, wanted: Collection[Latency]) -> Mapping[Latency, LatencyHistogram]:

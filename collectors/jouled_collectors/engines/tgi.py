@@ -96,5 +96,4 @@ class TgiCollector:
             precision=facts.precision(environ.get("DTYPE", ""), environ.get("QUANTIZE", "")),
             parallelism=facts.parallelism(tp=shards),
             speculation="" if environ.get("SPECULATE", "") in {"", "0"} else "medusa_or_ngram",
-            device_mask=command_line.device_mask(environ),
         )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from jouled.api import EngineFacts, EnginePage
+from jouled.api import EnginePage
 from jouled.model.engine import CounterSemantics
 from jouled_collectors.engines import command_line
 from jouled_collectors.engines.exposition import PageReader, Series, total
@@ -81,10 +81,6 @@ class TritonCollector:
     def version(self, body: bytes) -> str:  # noqa: ARG002  # there is nothing to read
         """Triton tells it on another port. Raises `ValueError`."""
         raise ValueError("Triton's metrics port does not tell the version")
-
-    def facts(self, argv: Sequence[str], environ: Mapping[str, str]) -> EngineFacts:  # noqa: ARG002  # the models' configurations have the rest
-        """Which accelerators the environment leaves visible."""
-        return EngineFacts(device_mask=command_line.device_mask(environ))
 
 
 def _of_type(families: _Families, group: str, kind: str) -> list[Series]:

@@ -101,7 +101,7 @@ class VllmCollector:
             requests_finished=total(families.get("request_success")),
         )
 
-    def facts(self, argv: Sequence[str], environ: Mapping[str, str]) -> EngineFacts:
+    def facts(self, argv: Sequence[str], environ: Mapping[str, str]) -> EngineFacts:  # noqa: ARG002  # the command line says it all
         """What `vllm serve` was started with, as vLLM 0.33.0 spells it; a file of `--config` is not read.
 
         Expert parallelism has no size of its own: it spans the tensor and data parallel ranks.
@@ -126,7 +126,6 @@ class VllmCollector:
             ),
             kv_connector=kv_connector,
             speculation=facts.speculation(command_line.json_option(argv, "--speculative-config", "-sc")),
-            device_mask=command_line.device_mask(environ),
         )
 
     def latencies(self, body: bytes, wanted: Collection[Latency]) -> Mapping[Latency, LatencyHistogram]:

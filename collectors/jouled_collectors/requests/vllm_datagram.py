@@ -32,6 +32,7 @@ from jouled.model.requests import Outcome, RequestEvent
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 from jouled_collectors.requests import json_body
 from jouled_collectors.requests.checks import RefusedError, check_request
+from jouled_collectors.requests.vllm_span import scheduled_ns
 
 T = TypeVar("T")
 
@@ -124,7 +125,9 @@ def _event(told: _Finished) -> RequestEvent:
         engine="",
         id=told.id,
         arrival_ns=arrival_ns,
-        scheduled_ns=_scheduled_ns(told, arrival_ns, first_token_ns),
+        scheduled_ns=scheduled_ns(
+            arrival_ns, first_token_ns, _engine_seconds(told.queued, "queued"), _engine_seconds(told.prefill, "prefill")
+        ),
         first_token_ns=first_token_ns,
         last_token_ns=last_token_ns,
         prompt_tokens=told.prompt_tokens,
@@ -145,18 +148,6 @@ def _first_token_ns(told: _Finished, last_token_ns: int) -> int:
     if told.first_token is not None:
         return min(_unix_ns(told.first_token, "first_token"), last_token_ns)
     return last_token_ns - nanoseconds(_engine_seconds(told.decode, "decode") or 0.0)
-
-
-def _scheduled_ns(told: _Finished, arrival_ns: int, first_token_ns: int) -> int | None:
-    """The later of arrival + queue and first token − prefill, as for the span of the same request."""
-    queued = _engine_seconds(told.queued, "queued")
-    prefill = _engine_seconds(told.prefill, "prefill")
-    bounds = []
-    if queued is not None:
-        bounds.append(arrival_ns + nanoseconds(queued))
-    if prefill is not None:
-        bounds.append(first_token_ns - nanoseconds(prefill))
-    return min(max(arrival_ns, *bounds), first_token_ns) if bounds else None
 
 
 def _unix_ns(seconds: float, field: str) -> int:

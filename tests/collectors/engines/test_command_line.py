@@ -36,23 +36,6 @@ def test_what_is_no_size_is_one(text: str) -> None:
     assert command_line.size(["--tp", text], "--tp") == 1
 
 
-@pytest.mark.parametrize(
-    ("environ", "mask"),
-    [
-        ({}, ""),
-        ({"CUDA_VISIBLE_DEVICES": "0,GPU-ab"}, "0,GPU-ab"),
-        ({"HIP_VISIBLE_DEVICES": "1"}, "1"),
-        ({"ROCR_VISIBLE_DEVICES": "4,5"}, "4,5"),
-        ({"CUDA_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": "4"}, "4"),
-        ({"ROCR_VISIBLE_DEVICES": "4, GPU-cd,6", "HIP_VISIBLE_DEVICES": "1,2"}, "GPU-cd,6"),
-        ({"ROCR_VISIBLE_DEVICES": "4", "HIP_VISIBLE_DEVICES": "1"}, "1"),
-        ({"ROCR_VISIBLE_DEVICES": "4", "HIP_VISIBLE_DEVICES": "GPU-ab"}, "GPU-ab"),
-    ],
-)
-def test_device_masks(environ: dict[str, str], mask: str) -> None:
-    assert command_line.device_mask(environ) == mask
-
-
 def test_parallelism_names_what_is_above_one() -> None:
     assert facts.parallelism(dp=2, tp=4) == "dp2 tp4"
     assert facts.parallelism(dp=1, ep=8, pp=2, cp=2, tp=1) == "ep8 pp2 cp2"

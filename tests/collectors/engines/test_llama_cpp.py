@@ -119,7 +119,7 @@ def test_port_and_facts_may_stand_in_variables() -> None:
     assert tuple(LLAMA.port_variables) == ("LLAMA_ARG_PORT",)
     environ = {"LLAMA_ARG_MODEL": "/m/tiny-BF16.gguf", "LLAMA_ARG_SPEC_TYPE": "ngram-mod", "CUDA_VISIBLE_DEVICES": "1"}
     assert LLAMA.facts(["llama-server"], environ) == EngineFacts(
-        model="tiny-BF16.gguf", precision="bfloat16", speculation="ngram-mod", device_mask="1"
+        model="tiny-BF16.gguf", precision="bfloat16", speculation="ngram-mod"
     )
 
 

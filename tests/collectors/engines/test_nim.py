@@ -102,7 +102,7 @@ def test_other_processes_are_not(argv: list[str]) -> None:
 def test_facts() -> None:
     argv = ["python3", "-m", "vllm_nvext.entrypoints.openai.api_server", "--tensor-parallel-size", "4"]
     environ = {"NIM_SERVED_MODEL_NAME": "meta/llama,alias", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
-    assert NIM.facts(argv, environ) == EngineFacts(model="meta/llama", parallelism="tp4", device_mask="0,1,2,3")
+    assert NIM.facts(argv, environ) == EngineFacts(model="meta/llama", parallelism="tp4")
     assert NIM.facts(argv, {"NIM_MODEL_NAME": "/models/m"}).model == "/models/m"
 
 

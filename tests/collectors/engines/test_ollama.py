@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jouled.api import EngineCollector, EngineFacts, EnginePage, EnvironmentPort, FactsCollector
+from jouled.api import EngineCollector, EngineFacts, EnginePage, EnvironmentPort
 from jouled_collectors.engines.ollama import OllamaCollector
 
 OLLAMA = OllamaCollector()
@@ -18,7 +18,6 @@ TWO_LOADED = b"""{"models":[
 def test_is_an_engine_collector() -> None:
     collector: EngineCollector = OLLAMA
     assert (collector.name, collector.page_path, collector.version_path) == ("ollama", "/api/ps", "/api/version")
-    assert isinstance(OLLAMA, FactsCollector)
     assert isinstance(OLLAMA, EnvironmentPort)
     assert tuple(OLLAMA.port_variables) == ("OLLAMA_HOST",)
 
@@ -78,7 +77,3 @@ def test_version() -> None:
 def test_only_the_server_is_recognised(argv: list[str], recognised: bool) -> None:
     assert OLLAMA.recognises(argv, "") is recognised
     assert OLLAMA.port(argv) == 11434
-
-
-def test_facts_are_the_visible_accelerators() -> None:
-    assert OLLAMA.facts(["ollama", "serve"], {"CUDA_VISIBLE_DEVICES": "0"}) == EngineFacts(device_mask="0")

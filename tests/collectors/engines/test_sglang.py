@@ -209,7 +209,6 @@ def test_facts_of_a_server_with_everything() -> None:
         parallelism="dp4 ep8 pp2 cp2 tp8",
         kv_connector="mori",
         speculation="eagle3",
-        device_mask="0,1",
     )
 
 

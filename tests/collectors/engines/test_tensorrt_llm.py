@@ -152,7 +152,6 @@ def test_facts() -> None:
         role="prefill",
         parallelism="ep4 pp2 cp2 tp8",
         kv_connector="ucx",
-        device_mask="GPU-1,GPU-2",
     )
     assert TENSORRT.facts(["trtllm-serve", "m", "--server_role", "generation"], {}) == EngineFacts(
         model="m", role="decode"

@@ -100,7 +100,6 @@ def test_facts() -> None:
         precision="awq",
         parallelism="tp4",
         speculation="medusa_or_ngram",
-        device_mask="0,1,2,3",
     )
     assert TGI.facts(["text-generation-router"], {"MODEL_ID": "m", "SPECULATE": "0"}) == EngineFacts(model="m")
     assert TGI.facts([], {"NUM_SHARD": "many"}) == EngineFacts()

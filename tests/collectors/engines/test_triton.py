@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jouled.api import EngineCollector, EngineFacts, EnginePage, FactsCollector
+from jouled.api import EngineCollector, EnginePage
 from jouled_collectors.engines.triton import TritonCollector
 
 TRITON = TritonCollector()
@@ -50,7 +50,6 @@ def test_is_an_engine_collector_of_tokens_at_finish() -> None:
     collector: EngineCollector = TRITON
     assert (collector.name, collector.page_path, collector.default_port) == ("triton", "/metrics", 8002)
     assert (collector.semantics.prompt_at, collector.semantics.generation_at) == ("finish", "finish")
-    assert isinstance(TRITON, FactsCollector)
 
 
 def test_the_tensorrt_llm_backend() -> None:
@@ -119,9 +118,3 @@ def test_a_page_cut_anywhere_gives_no_more_than_the_whole(end: int, tail: bytes)
 def test_processes(argv: list[str], recognised: bool, port: int) -> None:
     assert TRITON.recognises(argv, "") is recognised
     assert TRITON.port(argv) == port
-
-
-def test_facts_are_the_visible_accelerators() -> None:
-    assert TRITON.facts(["tritonserver"], {"CUDA_VISIBLE_DEVICES": "1"}) == EngineFacts(device_mask="1")
-    with pytest.raises(ValueError, match="does not tell the version"):
-        TRITON.version(b"{}")

@@ -221,7 +221,6 @@ def test_facts_of_a_server_with_everything() -> None:
         parallelism="dp2 ep8 pp2 cp2 tp4",
         kv_connector="mori",
         speculation="eagle3",
-        device_mask="4,5,6,7",
     )
 
 
