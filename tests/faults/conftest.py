@@ -15,6 +15,7 @@ import pytest
 from tests.e2e.conftest import METER, QUICK, environment, launch  # noqa: F401 - fixtures
 from tests.e2e.engine_server import EngineServer, engine_server
 from tests.support.live import LiveDaemon, wait_for
+from tests.support.network import Network, ip, network
 from tests.support.tools import free_port, tool
 
 ENGINE = "tiny-0"
@@ -139,32 +140,18 @@ def prometheus(tmp_path: Path) -> Iterator[Prometheus]:
 
 
 class Cable:
-    """A network of its own with one cable to it, which can be pulled: what is sent then gets no answer at all."""
+    """The cable to a network, which can be pulled: what is sent then gets no answer at all."""
 
-    HERE, THERE = "10.231.77.1", "10.231.77.2"
-
-    def __init__(self) -> None:
-        self.space = f"jouled-{os.getpid()}"
-        self._ends = f"jl{os.getpid() % 100_000}a", f"jl{os.getpid() % 100_000}b"
-
-    def lay(self) -> None:
-        """Make it."""
-        here, there = self._ends
-        ip("netns", "add", self.space)
-        ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", self.space)
-        ip("addr", "add", f"{self.HERE}/30", "dev", here)
-        ip("link", "set", here, "up")
-        ip("-n", self.space, "addr", "add", f"{self.THERE}/30", "dev", there)
-        ip("-n", self.space, "link", "set", there, "up")
-        ip("-n", self.space, "link", "set", "lo", "up")
+    def __init__(self, network: Network) -> None:
+        self.network = network
 
     def pull(self) -> None:
         """Cut it."""
-        ip("-n", self.space, "link", "set", self._ends[1], "down")
+        ip("-n", self.network.name, "link", "set", self.network.their_end, "down")
 
     def plug(self) -> None:
         """Mend it."""
-        ip("-n", self.space, "link", "set", self._ends[1], "up")
+        ip("-n", self.network.name, "link", "set", self.network.their_end, "up")
 
     def firewall(self, verdict: str) -> None:
         """A rule over there for all that comes in: `drop` it, or `reject with tcp reset`."""
@@ -176,37 +163,25 @@ class Cable:
         self._rules("")
 
     def _rules(self, rules: str) -> None:
-        command = ["ip", "netns", "exec", self.space, str(tool("nft")), "-f", "-"]
+        command = ["ip", "netns", "exec", self.network.name, str(tool("nft")), "-f", "-"]
         subprocess.run(command, input=f"flush ruleset\n{rules}\n", text=True, check=True)
 
     def throttle(self, kilobits: int) -> None:
         """So many kilobits a second pass to the other end."""
         limit = ["tbf", "rate", f"{kilobits}kbit", "burst", "8kb", "latency", "400ms"]
-        subprocess.run([str(tool("tc")), "qdisc", "add", "dev", self._ends[0], "root", *limit], check=True)
+        subprocess.run([str(tool("tc")), "qdisc", "add", "dev", self.network.our_end, "root", *limit], check=True)
 
     def no_throttle(self) -> None:
         """All passes."""
-        subprocess.run([str(tool("tc")), "qdisc", "del", "dev", self._ends[0], "root"], check=True)
-
-    def remove(self) -> None:
-        """Take all of it away."""
-        subprocess.run(["ip", "netns", "del", self.space], check=False)
-        subprocess.run(["ip", "link", "del", self._ends[0]], check=False, stderr=subprocess.DEVNULL)
-
-
-def ip(*words: str) -> None:
-    """`ip` of iproute2."""
-    subprocess.run(["ip", *words], check=True)
+        subprocess.run([str(tool("tc")), "qdisc", "del", "dev", self.network.our_end, "root"], check=True)
 
 
 @pytest.fixture
 def cable() -> Iterator[Cable]:
     if os.geteuid() != 0:
         pytest.skip("a network of its own takes root")
-    made = Cable()
-    made.lay()
-    yield made
-    made.remove()
+    with network() as made:
+        yield Cable(made)
 
 
 @pytest.fixture
@@ -214,7 +189,7 @@ def victoria_far_away(tmp_path: Path, cable: Cable) -> Iterator[Victoria]:
     """At the other end of the cable."""
     folder = tmp_path / "victoria"
     folder.mkdir()
-    server = Victoria(folder, Cable.THERE, ["ip", "netns", "exec", cable.space])
+    server = Victoria(folder, cable.network.theirs, ["ip", "netns", "exec", cable.network.name])
     server.start()
     yield server
     server.kill()

@@ -140,29 +140,3 @@ def ended(command: Sequence[str], **options: object) -> Iterator[subprocess.Pope
         process.kill()
         process.wait(10)
         process.stdout.close()
-
-
-@contextlib.contextmanager
-def network_namespace(name: str, ours: str, theirs: str) -> Iterator[str]:
-    """A network as a container has it: one cable to this host, whose end here is its gateway. Needs root.
-
-    ours, theirs: IPv4 addresses of the two ends, in one /24.
-    """
-    here, there = f"{name}h", f"{name}c"
-    commands = [
-        ["netns", "add", name],
-        ["link", "add", here, "type", "veth", "peer", "name", there, "netns", name],
-        ["addr", "add", f"{ours}/24", "dev", here],
-        ["link", "set", here, "up"],
-        ["-n", name, "addr", "add", f"{theirs}/24", "dev", there],
-        ["-n", name, "link", "set", there, "up"],
-        ["-n", name, "link", "set", "lo", "up"],
-        ["-n", name, "route", "add", "default", "via", ours],
-    ]
-    try:
-        for command in commands:
-            subprocess.run(["ip", *command], check=True, capture_output=True)
-        yield name
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-        subprocess.run(["ip", "link", "del", here], check=False, capture_output=True)

@@ -6,7 +6,8 @@ import sys
 import tomllib
 
 import pytest
-from tests.support.engine_process import OTHER_USER, EngineProcess, engine_port, engine_process, network_namespace
+from tests.support.engine_process import OTHER_USER, EngineProcess, engine_port, engine_process
+from tests.support.network import network
 from tests.support.unprivileged import unprivileged
 
 from jouled.app.cli import check_discovery
@@ -71,12 +72,12 @@ def test_a_mask_that_only_root_sees_is_told_and_nothing_else_of_the_environment(
 @needs_root
 def test_an_address_that_the_unit_does_not_let_through_is_told(monkeypatch):
     with (
-        network_namespace(f"jc{os.getpid() % 100_000}", "10.213.81.1", "10.213.81.2") as box,
-        engine_process("--port", "8000", namespace=box) as engine,
+        network() as box,
+        engine_process("--port", "8000", namespace=box.name) as engine,
     ):
         [found], notes = look(monkeypatch, engine)
-    assert found.name == "vllm-10.213.81.2-8000"
-    assert "IPAddressAllow=10.213.81.2" in notes
+    assert found.name == f"vllm-{box.theirs}-8000"
+    assert f"IPAddressAllow={box.theirs}" in notes
 
 
 def test_beside_configured_engines_others_are_told_of(monkeypatch):

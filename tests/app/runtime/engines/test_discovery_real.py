@@ -12,9 +12,9 @@ from tests.support.engine_process import (
     EngineProcess,
     engine_port,
     engine_process,
-    network_namespace,
     port_proxy,
 )
+from tests.support.network import Network, network
 from tests.support.tools import run, tool
 from tests.support.unprivileged import unprivileged
 
@@ -23,7 +23,6 @@ from jouled.app.runtime.engines.engine_processes import read_processes
 from jouled_collectors.engines.vllm import VllmCollector
 
 COLLECTORS = {"vllm": VllmCollector()}
-OURS, THEIRS = "10.213.71.1", "10.213.71.2"
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="processes of several users need root")
 
@@ -36,11 +35,11 @@ def found_of(*engines: EngineProcess) -> FoundEngines:
 
 
 @pytest.fixture
-def box() -> Iterator[str]:
+def box() -> Iterator[Network]:
     """A container's network."""
     tool("ip")
-    with network_namespace(f"jl{os.getpid() % 100_000}", OURS, THEIRS) as name:
-        yield name
+    with network() as made:
+        yield made
 
 
 @needs_root
@@ -78,10 +77,10 @@ def test_a_port_that_another_user_holds_is_not_the_engines():
 
 @needs_root
 def test_an_engine_in_a_container_is_reached_behind_the_bridge(box):
-    with engine_process("--port", "8000", user=OTHER_USER, namespace=box) as engine:
+    with engine_process("--port", "8000", user=OTHER_USER, namespace=box.name) as engine:
         found = found_of(engine)
         [config] = found.engines
-        assert (config.name, config.url) == (f"vllm-{THEIRS}-8000", f"http://{THEIRS}:8000")
+        assert (config.name, config.url) == (f"vllm-{box.theirs}-8000", f"http://{box.theirs}:8000")
         assert b"vllm:" in urllib.request.urlopen(f"{config.url}/metrics", timeout=5).read()
     assert engine.pid == config.pid
 
@@ -91,8 +90,8 @@ def test_an_engine_in_a_container_is_reached_behind_the_bridge(box):
 def test_an_engine_in_a_container_is_asked_at_its_published_port(box, kind):
     published = engine_port()
     with (
-        engine_process("--port", "8000", user=OTHER_USER, namespace=box) as engine,
-        port_proxy(kind, published, THEIRS, 8000),
+        engine_process("--port", "8000", user=OTHER_USER, namespace=box.name) as engine,
+        port_proxy(kind, published, box.theirs, 8000),
     ):
         [config] = found_of(engine).engines
         assert (config.name, config.url) == (f"vllm-{published}", f"http://127.0.0.1:{published}")
@@ -102,17 +101,17 @@ def test_an_engine_in_a_container_is_asked_at_its_published_port(box, kind):
 @needs_root
 def test_two_engines_on_one_port_in_two_networks_are_two_engines(box):
     with (
-        engine_process("--port", "8000", user=OTHER_USER, namespace=box) as one,
-        network_namespace(f"{box}b", "10.213.72.1", "10.213.72.2") as second,
-        engine_process("--port", "8000", user=OTHER_USER, namespace=second) as two,
+        engine_process("--port", "8000", user=OTHER_USER, namespace=box.name) as one,
+        network() as second,
+        engine_process("--port", "8000", user=OTHER_USER, namespace=second.name) as two,
     ):
         named = {config.name: config.pid for config in found_of(one, two).engines}
-    assert named == {f"vllm-{THEIRS}-8000": one.pid, "vllm-10.213.72.2-8000": two.pid}
+    assert named == {f"vllm-{box.theirs}-8000": one.pid, f"vllm-{second.theirs}-8000": two.pid}
 
 
 @needs_root
 def test_an_engine_that_only_its_container_can_reach_is_told_of_and_not_asked(box):
-    with engine_process("--port", "8000", "--host", "127.0.0.1", user=OTHER_USER, namespace=box) as engine:
+    with engine_process("--port", "8000", "--host", "127.0.0.1", user=OTHER_USER, namespace=box.name) as engine:
         found = found_of(engine)
         assert engine.asked == []
     assert found.engines == ()
@@ -124,10 +123,10 @@ def test_an_engine_that_only_its_container_can_reach_is_told_of_and_not_asked(bo
 def test_an_address_that_is_in_use_twice_is_not_asked(box):
     # As with containers within a container: the inner ones have the addresses of the outer ones again.
     with contextlib.ExitStack() as stack:
-        engine = stack.enter_context(engine_process("--port", "8000", user=OTHER_USER, namespace=box))
-        inner = stack.enter_context(network_namespace(f"{box}i", "10.213.73.1", "10.213.73.2"))
-        run(["ip", "-n", inner, "addr", "add", f"{THEIRS}/32", "dev", "lo"])
-        stack.enter_context(engine_process("--port", "9000", namespace=inner))
+        engine = stack.enter_context(engine_process("--port", "8000", user=OTHER_USER, namespace=box.name))
+        inner = stack.enter_context(network())
+        run(["ip", "-n", inner.name, "addr", "add", f"{box.theirs}/32", "dev", "lo"])
+        stack.enter_context(engine_process("--port", "9000", namespace=inner.name))
         found = found_of(engine)
     assert found.engines == ()
     assert "no way into it is certain" in found.notes[0]
@@ -136,6 +135,6 @@ def test_an_address_that_is_in_use_twice_is_not_asked(box):
 @needs_root
 def test_looking_opens_no_connection(box, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("it connected"))
-    with engine_process("--port", "8000", user=OTHER_USER, namespace=box) as engine:
+    with engine_process("--port", "8000", user=OTHER_USER, namespace=box.name) as engine:
         assert len(found_of(engine).engines) == 1
         assert engine.asked == []
