@@ -10,7 +10,7 @@ _FIGURES = pytest.StashKey[dict[str, object]]()
 
 @pytest.fixture(scope="session")
 def observed(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Observed:
-    """The whole run, some eight minutes."""
+    """The whole run, some five minutes."""
     return observe(tmp_path_factory.mktemp("real"), wheel)
 
 

@@ -47,27 +47,24 @@ class RealEngine:
 
     def start(self) -> None:
         """Start it and return at once."""
+        command = self.command()
+        with self.log.open("wb") as log:
+            # A process group, so that the engine's worker processes can be stopped with it; not a session: where
+            # the kernel schedules sessions as groups (sched_autogroup), the engine's threads, which spin on
+            # sched_yield(), left the sessions beside theirs without a turn for many seconds (Linux 6.18, two cores).
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment(), process_group=0)
+
+    def command(self) -> list[str | Path]:
+        """What starts it. Raises `FileNotFoundError` if it was never set up."""
         vllm = ENGINE_VENV / "bin" / "vllm"
         if not vllm.exists():
             raise FileNotFoundError(f"{vllm} is missing: run scripts/setup_real_engine.sh")
-        command: list[str | Path] = [
-            vllm,
-            "serve",
-            ENGINE_VENV / "model",
-            "--served-model-name",
-            "tiny",
-            "--enforce-eager",
-            "--enable-prompt-tokens-details",
-        ]
+        command: list[str | Path] = [vllm, "serve", ENGINE_VENV / "model", "--served-model-name", "tiny"]
+        command += ["--enforce-eager", "--enable-prompt-tokens-details"]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         if self._traces_url:
             command += ["--otlp-traces-endpoint", self._traces_url]
-        command += ["--max-model-len", str(MODEL_LENGTH_TOKENS), "--max-num-seqs", str(CONCURRENT_SEQUENCES)]
-        with self.log.open("wb") as log:
-            # A session of its own, so that the engine's worker processes can be stopped with it.
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=self.environment(), start_new_session=True
-            )
+        return [*command, "--max-model-len", str(MODEL_LENGTH_TOKENS), "--max-num-seqs", str(CONCURRENT_SEQUENCES)]
 
     def environment(self) -> dict[str, str]:
         """The variables that it runs with."""

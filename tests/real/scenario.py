@@ -136,9 +136,7 @@ def _daemon(state: Path, port: int, engine_url: str, more: str = "") -> LiveDaem
     text = CONFIGURATION.format(port=port, state=state, name=ENGINE_NAME, url=engine_url)
     configuration.write_text(text + more, encoding="utf-8")
     jouled = Path(sys.executable).parent / "jouled"
-    # On two cores the engine's spinning threads leave whoever else runs without a turn for many seconds.
-    command: list[str | Path] = ["nice", "-n", "-10", jouled, "run", "--config", configuration]
-    return LiveDaemon(command, port, state.with_suffix(".log"), {})
+    return LiveDaemon([jouled, "run", "--config", configuration], port, state.with_suffix(".log"), {})
 
 
 def _wait_until_met(daemon: LiveDaemon) -> None:
