@@ -11,6 +11,17 @@ collect_ignore = ["examples"]
 """Packages of their own: tests/testing/test_harness.py installs them and runs their tests."""
 
 
+WHOLE_DAEMONS = {"e2e", "faults"}
+"""Folders whose tests give up by their own waits, each with a word of what it waited for, before the runner does."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give whole daemons the time that they need on a machine that others keep busy."""
+    for item in items:
+        if item.path.parent.name in WHOLE_DAEMONS and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(600))
+
+
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel of this checkout, built without a network."""

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.support.live import PATIENCE_SECONDS
+
 PAGE = """# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{{engine="0",model_name="tiny"}} {running}.0
@@ -30,6 +32,19 @@ class EngineServer:
         self.running = 0
         self.bodies: list[tuple[str, bytes]] = []
         self.ended = threading.Event()
+        self._pages = 0
+        self._looked = threading.Condition()
+
+    def until_looked_at(self) -> None:
+        """Wait for two more looks at the page: the daemon has taken the first one, and asks again only from now on.
+
+        A page is dated between when it was asked for and when it came. What changes on it after that, and what is told
+        to have begun or ended before it, is as the looks have it.
+        """
+        with self._looked:
+            seen = self._pages + 2
+            if not self._looked.wait_for(lambda: self._pages >= seen, PATIENCE_SECONDS):
+                raise TimeoutError("nobody looks at the engine's page")
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """Answer a GET."""
@@ -48,6 +63,10 @@ class EngineServer:
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()
         request.wfile.write(body)
+        if request.path == "/metrics":
+            with self._looked:
+                self._pages += 1
+                self._looked.notify_all()
 
     def _drip(self, request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)

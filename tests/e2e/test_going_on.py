@@ -8,10 +8,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.e2e.conftest import METER, Launch
+from tests.e2e.conftest import FINAL_SECONDS, METER, Launch, until_covered
 from tests.e2e.engine_server import EngineServer, engine_server
 from tests.e2e.test_whole_way import engine_table
-from tests.support.live import LiveDaemon, wait_for
+from tests.support.live import PATIENCE_SECONDS, LiveDaemon, wait_for
 
 
 def tell(daemon: LiveDaemon, name: str, begun_ns: int, ended_ns: int) -> None:
@@ -23,22 +23,31 @@ def tell(daemon: LiveDaemon, name: str, begun_ns: int, ended_ns: int) -> None:
     }  # fmt: skip
     body = json.dumps(event).encode()
     request = urllib.request.Request(daemon.url + "/api/v1/requests", body, {"Content-Type": "application/json"})
-    urllib.request.urlopen(request, timeout=5).close()
+    urllib.request.urlopen(request, timeout=PATIENCE_SECONDS).close()
 
 
 def until_read(daemon: LiveDaemon) -> None:
-    wait_for(lambda: "jouled_device_power_watts{" in daemon.get("/metrics").decode(), 8, "nothing is read")
+    wait_for(
+        lambda: "jouled_device_power_watts{" in daemon.get("/metrics").decode(), PATIENCE_SECONDS, "nothing is read"
+    )
 
 
 def until_committed(daemon: LiveDaemon) -> None:
     """Wait until a commit holds what was told so far."""
     sequence = daemon.json("/api/v1/snapshot")["sequence"]
-    wait_for(lambda: daemon.json("/api/v1/snapshot")["sequence"] >= sequence + 2, 6, "nothing is committed", 0.05)
+    wait_for(
+        lambda: daemon.json("/api/v1/snapshot")["sequence"] >= sequence + 2,
+        PATIENCE_SECONDS,
+        "nothing is committed",
+        0.05,
+    )
 
 
 def until_final(daemon: LiveDaemon, name: str) -> dict[str, object]:
     return wait_for(
-        lambda: (found := daemon.receipt(name)) and not found["provisional"] and found, 20, f"{name} is not final"
+        lambda: (found := daemon.receipt(name)) and not found["provisional"] and found,
+        FINAL_SECONDS,
+        f"{name} is not final",
     )
 
 
@@ -46,11 +55,14 @@ def killed_with_open_requests(launch: Launch, engine: EngineServer, url: str) ->
     """A daemon that is killed while one request has just ended and one runs; when the two began."""
     daemon = launch(METER + engine_table("tiny-0", url))
     until_read(daemon)
-    engine.running = 2
+    engine.until_looked_at()
     begun_ns = time.time_ns()
-    wait_for(lambda: time.time_ns() > begun_ns + 2_000_000_000, 5, "time stands still", 0.05)
+    engine.running = 2
+    wait_for(lambda: time.time_ns() > begun_ns + 2_000_000_000, PATIENCE_SECONDS, "time stands still", 0.05)
+    engine.until_looked_at()
+    ended_ns = time.time_ns()
     engine.running = 1
-    tell(daemon, "ended-before", begun_ns, time.time_ns())  # answered when it is kept, up to a second later
+    tell(daemon, "ended-before", begun_ns, ended_ns)  # answered when it is kept, up to a second later
     until_committed(daemon)
     daemon.kill()
     return begun_ns, time.time_ns()
@@ -66,10 +78,11 @@ def test_requests_in_flight_over_a_kill_get_their_receipts(launch: Launch, kills
             again.kill()
         again = launch(METER + engine_table("tiny-0", url))
         until_read(again)
-        time_of_end = time.time_ns() + 1_500_000_000
-        wait_for(lambda: time.time_ns() > time_of_end, 5, "time stands still", 0.05)
+        until_covered(again, engine, 1.0)
+        engine.until_looked_at()
+        ended_ns = time.time_ns()
         engine.running = 0
-        tell(again, "across", begun_ns, time_of_end)
+        tell(again, "across", begun_ns, ended_ns)
         before, across = until_final(again, "ended-before"), until_final(again, "across")
         assert before["validity"] == "ok"
         assert "interrupted" in str(across["validity"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.e2e.conftest import METER, QUICK, Launch, children_of, is_running, until_ended
-from tests.support.live import LiveDaemon, wait_for
+from tests.support.live import PATIENCE_SECONDS, LiveDaemon, wait_for
 
 ENERGY = "jouled_device_energy_joules_total"
 
@@ -21,7 +21,7 @@ def until_metered(daemon: LiveDaemon, joules: float = 0.0) -> float:
     """Wait until the page shows more energy than this; the energy."""
     return wait_for(
         lambda: (value := daemon.page().values.get(f'{ENERGY}{{device="gpu0",kind="gpu"}}', 0.0)) > joules and value,
-        10,
+        PATIENCE_SECONDS,
         "no energy",
         0.05,
     )
@@ -30,7 +30,7 @@ def until_metered(daemon: LiveDaemon, joules: float = 0.0) -> float:
 def complaint(daemon: LiveDaemon) -> tuple[int, str]:
     """Exit code and words of a daemon that does not start."""
     assert daemon.process is not None
-    return daemon.process.wait(15), daemon.log_tail()
+    return daemon.process.wait(PATIENCE_SECONDS), daemon.log_tail()
 
 
 def jouled(environment: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -40,7 +40,7 @@ def jouled(environment: dict[str, str], *words: str | Path) -> subprocess.Comple
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
 
@@ -151,7 +151,7 @@ def test_required_source_that_is_absent_ends_the_start(launch: Launch, tmp_path:
 
 def test_broken_meter_does_not_stop_the_start(launch: Launch) -> None:
     daemon = launch('[power.fake]\nbehaviour = "crash"\n')
-    reports = wait_for(lambda: daemon.json("/api/v1/snapshot")["sources"], 5, "not told")
+    reports = wait_for(lambda: daemon.json("/api/v1/snapshot")["sources"], PATIENCE_SECONDS, "not told")
     assert (reports[0]["state"], reports[0]["reason"]) == ("down", "child_ended")
 
 
@@ -164,23 +164,28 @@ def test_release_lets_go_of_the_device(launch: Launch, tmp_path: Path, environme
     assert done.stdout == "released for 1 s: fake\n"
     assert not is_running(child)
     assert daemon.json("/api/v1/snapshot")["sources"][0]["state"] in {"ok", "released"}
-    wait_for(lambda: children_of(daemon), 8, "it did not come back")
+    wait_for(lambda: children_of(daemon), PATIENCE_SECONDS, "it did not come back")
 
 
 def test_recording_without_serving(tmp_path: Path, environment: dict[str, str]) -> None:
     config = tmp_path / "config.toml"
     config.write_text(METER)
     out = tmp_path / "node.jsonl"
-    done = jouled(environment, "record", out, "--seconds", "2", "--config", config)
+    recorder = LiveDaemon([*QUICK, "record", out, "--config", config], 0, tmp_path / "record.log", environment)
+    recorder.start()
+    wait_for(lambda: out.exists() and out.read_text().count('"type":"energy"') >= 5, PATIENCE_SECONDS, "no reads")
+    assert recorder.stop() == 0, recorder.log_tail()
+    short = tmp_path / "short.jsonl"
+    done = jouled(environment, "record", short, "--seconds", "1", "--config", config)
     assert done.returncode == 0, done.stderr
-    assert sum('"type":"energy"' in line for line in out.read_text().splitlines()) >= 5
+    assert '"header"' in short.read_text()
 
 
 def test_what_was_read_last_is_committed_at_the_end(launch: Launch, tmp_path: Path) -> None:
     """Batches come just after the full second: late in one, half a second of readings is still with the child."""
     daemon = launch(METER, "--record", tmp_path / "out.jsonl")
     until_metered(daemon, 300.0)
-    wait_for(lambda: time.time() % 1 > 0.6, 2, "no such moment", 0.01)
+    wait_for(lambda: time.time() % 1 > 0.6, PATIENCE_SECONDS, "no such moment", 0.01)
     stopped_ns = time.time_ns()
     assert daemon.stop() == 0
     last = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines() if '"energy"' in line][-1]

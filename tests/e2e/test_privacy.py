@@ -15,7 +15,7 @@ from tests.e2e.conftest import METER, Launch
 from tests.e2e.engine_server import EngineServer, engine_server
 from tests.e2e.test_life import jouled
 from tests.e2e.test_whole_way import engine_table
-from tests.support.live import LiveDaemon, wait_for
+from tests.support.live import PATIENCE_SECONDS, LiveDaemon, wait_for
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 
@@ -42,13 +42,14 @@ def send(daemon: LiveDaemon, served: EngineServer, request_id: str, tenant: str)
     }  # fmt: skip
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(daemon.url + "/api/v1/requests", json.dumps(event).encode(), headers)
-    urllib.request.urlopen(request, timeout=10).close()
+    urllib.request.urlopen(request, timeout=PATIENCE_SECONDS).close()
 
 
 def until_metered(daemon: LiveDaemon) -> None:
     began = time.monotonic()
-    wait_for(lambda: "jouled_engine_info{" in daemon.get("/metrics").decode(), 10, "the engine is not seen")
-    wait_for(lambda: time.monotonic() - began > 1.5, 5, "time stands still")
+    for series in ("jouled_engine_info{", "jouled_device_power_watts{"):
+        wait_for(lambda series=series: series in daemon.get("/metrics").decode(), PATIENCE_SECONDS, f"no {series}")
+    wait_for(lambda: time.monotonic() - began > 1.5, PATIENCE_SECONDS, "time stands still")
 
 
 def holds(daemon: LiveDaemon, folder: Path, text: str) -> list[str]:
@@ -67,7 +68,7 @@ def test_ids_stand_nowhere_and_receipts_are_found_by_them(launch: Launch, engine
     daemon = launch(METER + engine_table("tiny-0", url) + "[privacy]\nhash_ids = true\n")
     until_metered(daemon)
     send(daemon, served, "chatcmpl-alice-7", "red")
-    receipt = wait_for(final(daemon, "alice-7"), 15, "no receipt")
+    receipt = wait_for(final(daemon, "alice-7"), PATIENCE_SECONDS, "no receipt")
     assert receipt["id"] != "chatcmpl-alice-7"
     assert daemon.receipt("chatcmpl-alice-7") == receipt
     assert holds(daemon, tmp_path / "state", "alice-7") == []
@@ -80,7 +81,7 @@ def test_without_receipts_only_sums_remain(launch: Launch, engine, tmp_path: Pat
     daemon = launch(METER + engine_table("tiny-0", url) + "[privacy]\nreceipts = false\n")
     until_metered(daemon)
     send(daemon, served, "alice", "red")
-    wait_for(lambda: "jouled_requests_total{" in daemon.get("/metrics").decode(), 15, "it is not counted")
+    wait_for(lambda: "jouled_requests_total{" in daemon.get("/metrics").decode(), PATIENCE_SECONDS, "it is not counted")
     assert daemon.receipt("alice") is None
     assert daemon.json("/api/v1/requests")["requests"] == []
     assert "alice" not in daemon.get("/api/v1/snapshot").decode()
@@ -94,12 +95,12 @@ def test_receipts_of_before_go_when_they_are_switched_off(launch: Launch, engine
     daemon = launch(toml)
     until_metered(daemon)
     send(daemon, served, "alice", "red")
-    wait_for(final(daemon, "alice"), 15, "no receipt")
+    wait_for(final(daemon, "alice"), PATIENCE_SECONDS, "no receipt")
     (tmp_path / "config.toml").write_text(toml + "[privacy]\nreceipts = false\n")
     assert daemon.process is not None
     daemon.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: "is in effect" in daemon.log_tail(30), 20, "no reload")
-    wait_for(lambda: stored(tmp_path / "state") == 0, 10, "they are still there")
+    wait_for(lambda: "is in effect" in daemon.log_tail(30), PATIENCE_SECONDS, "no reload")
+    wait_for(lambda: stored(tmp_path / "state") == 0, PATIENCE_SECONDS, "they are still there")
     assert daemon.receipt("alice") is None
     assert daemon.page().total("jouled_requests_total", engine="tiny-0") == 1
     assert daemon.stop() == 0
@@ -120,7 +121,7 @@ def test_a_tenant_is_forgotten_while_the_daemon_runs_and_while_it_does_not(
     until_metered(daemon)
     for name, tenant in (("one", "acme-corporation"), ("two", "globex"), ("three", "acme-corporation")):
         send(daemon, served, name, tenant)
-        wait_for(final(daemon, name), 15, "no receipt")
+        wait_for(final(daemon, name), PATIENCE_SECONDS, "no receipt")
 
     def forget(tenant: str) -> subprocess.CompletedProcess[str]:
         return jouled(environment, "forget", "--tenant", tenant, "--state", tmp_path / "state")
@@ -131,7 +132,7 @@ def test_a_tenant_is_forgotten_while_the_daemon_runs_and_while_it_does_not(
         "2 receipts of tenant 'acme-corporation' are removed; sums that they are in stay\n",
     )
     assert daemon.receipt("one") is None
-    wait_for(lambda: holds(daemon, tmp_path / "state", "acme-corporation") == [], 10, "something is left")
+    wait_for(lambda: holds(daemon, tmp_path / "state", "acme-corporation") == [], PATIENCE_SECONDS, "something is left")
     assert daemon.page().total("jouled_requests_total", engine="tiny-0") == 3
     assert daemon.stop() == 0
     assert forget("globex").stdout.startswith("1 receipts")

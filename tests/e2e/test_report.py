@@ -9,7 +9,7 @@ from tests.e2e.engine_server import engine_server
 from tests.e2e.test_life import jouled
 from tests.e2e.test_privacy import final, send, until_metered
 from tests.e2e.test_whole_way import engine_table
-from tests.support.live import wait_for
+from tests.support.live import PATIENCE_SECONDS, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +29,10 @@ def test_a_report_of_a_daemon_that_runs_and_of_what_it_left(launch: Launch, tmp_
         until_metered(daemon)
         for number in range(3):
             send(daemon, served, f"chatcmpl-{number}", "red")
-        receipts = [wait_for(final(daemon, str(number)), 20, "no receipt") for number in range(3)]
+        receipts = [wait_for(final(daemon, str(number)), PATIENCE_SECONDS, "no receipt") for number in range(3)]
         served.generation += 70  # made for a client that went away
         lost = 'jouled_unreported_tokens_total{engine="tiny-0",kind="generation",model_name="tiny"} 70.0'
-        wait_for(lambda: lost in daemon.get("/metrics").decode(), 40, "nobody counted the lost tokens")
+        wait_for(lambda: lost in daemon.get("/metrics").decode(), PATIENCE_SECONDS, "nobody counted the lost tokens")
         running = report(tmp_path / "state", "--by", "tenant")
         (row,) = running["rows"]
         assert (row["name"], row["requests"], row["generation_tokens"]) == ("red", 3, 15)

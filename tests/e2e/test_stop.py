@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import METER, Launch
-from tests.support.live import wait_for
+from tests.support.live import PATIENCE_SECONDS, wait_for
 
 SPOOL = "[spool]\ninterval_seconds = 1\n"
 
@@ -42,7 +42,7 @@ def test_sinks_that_hang_delay_a_stop_by_two_seconds(launch: Launch, silent: int
         f'[sinks.second]\ntype = "mqtt"\nhost = "127.0.0.1"\nport = {silent}\ntimeout_seconds = 60\n',
     ]
     daemon = launch(METER + SPOOL + "".join(sinks))
-    wait_for(lambda: "jouled_spool_bytes" in daemon.get("/metrics").decode(), 20, "nothing waits")
+    wait_for(lambda: "jouled_spool_bytes" in daemon.get("/metrics").decode(), PATIENCE_SECONDS, "nothing waits")
     began = time.monotonic()
     assert daemon.stop() == 0, daemon.log_tail()
     assert time.monotonic() - began < 5.5
@@ -53,10 +53,10 @@ def test_a_reload_outlives_sinks_that_hang(launch: Launch, silent: int, tmp_path
 
     sink = f'[sinks.mqtt]\nhost = "127.0.0.1"\nport = {silent}\ntimeout_seconds = 60\n'
     daemon = launch(METER + SPOOL + sink)
-    wait_for(lambda: "jouled_spool_bytes" in daemon.get("/metrics").decode(), 20, "nothing waits")
+    wait_for(lambda: "jouled_spool_bytes" in daemon.get("/metrics").decode(), PATIENCE_SECONDS, "nothing waits")
     (tmp_path / "config.toml").write_text(METER)
     assert daemon.process is not None
     daemon.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: "is in effect" in daemon.log_tail(30), 30, "no reload")
+    wait_for(lambda: "is in effect" in daemon.log_tail(30), PATIENCE_SECONDS, "no reload")
     daemon.raise_if_ended()
     assert daemon.stop() == 0

@@ -7,7 +7,7 @@ from tests.e2e.conftest import METER, Launch
 from tests.e2e.engine_server import engine_server
 from tests.e2e.test_privacy import send, until_metered
 from tests.e2e.test_whole_way import engine_table
-from tests.support.live import wait_for
+from tests.support.live import PATIENCE_SECONDS, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +22,8 @@ def test_it_gets_receipts_with_their_numbers(launch: Launch, tmp_path: Path) -> 
         until_metered(daemon)
         for name in ("one", "two"):
             send(daemon, served, name, "red")
-        wait_for(lambda: out.exists() and len(out.read_text().splitlines()) == 2, 20, "nothing is printed")
+        wait_for(
+            lambda: out.exists() and len(out.read_text().splitlines()) == 2, PATIENCE_SECONDS, "nothing is printed"
+        )
         assert out.read_text() == "1 one\n2 two\n"
         assert daemon.stop() == 0

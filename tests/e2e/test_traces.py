@@ -1,7 +1,7 @@
 """Every way of a trace into a real daemon, by real OpenTelemetry exporters, as far as the receipt."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +17,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.util.types import AttributeValue
 from tests.e2e.conftest import METER, Launch
 from tests.e2e.engine_server import engine_server
-from tests.support.live import wait_for
+from tests.support.live import PATIENCE_SECONDS, wait_for
+from tests.support.tools import free_port
 
 LATENCIES = {"gen_ai.latency.time_to_first_token": 0.2, "gen_ai.latency.e2e": 1.0}
 COUNTS = {"gen_ai.usage.prompt_tokens": 100, "gen_ai.usage.completion_tokens": 50}
@@ -70,10 +71,8 @@ def of_a_client(request_id: str, port: int) -> Sequence[ReadableSpan]:
     return span("opentelemetry.instrumentation.genai.openai", "chat tiny", attributes, "shop")
 
 
-def test_spans_of_every_kind_by_every_way_become_receipts(
-    launch: Launch, unused_tcp_port_factory: Callable[[], int]
-) -> None:
-    port = unused_tcp_port_factory()
+def test_spans_of_every_kind_by_every_way_become_receipts(launch: Launch) -> None:
+    port = free_port()
     with engine_server() as (_, url), engine_server() as (_, second), engine_server() as (_, third):
         names = {"vllm-0": url, "sg-0": second, "trt-0": third}
         engines = "".join(
@@ -82,7 +81,9 @@ def test_spans_of_every_kind_by_every_way_become_receipts(
         )
         daemon = launch(METER + f'[requests.otlp]\ngrpc_listen = "127.0.0.1:{port}"\n' + engines)
         began = time.monotonic()
-        wait_for(lambda: time.monotonic() - began > 1.5, 5, "time stands still")  # the requests take a second
+        wait_for(
+            lambda: time.monotonic() - began > 1.5, PATIENCE_SECONDS, "time stands still"
+        )  # the requests take a second
         exporters = {
             "http": HttpExporter(endpoint=f"{daemon.url}/v1/traces"),
             "http-gzip": HttpExporter(endpoint=f"{daemon.url}/v1/traces", compression=Compression.Gzip),
@@ -100,7 +101,7 @@ def test_spans_of_every_kind_by_every_way_become_receipts(
             ):
                 assert exporter.export(spans) is SpanExportResult.SUCCESS, daemon.log_tail()
             exporter.shutdown()
-        wait_for(lambda: all(daemon.receipt(f"c-{way}") for way in exporters), 10, "no receipts")
+        wait_for(lambda: all(daemon.receipt(f"c-{way}") for way in exporters), PATIENCE_SECONDS, "no receipts")
         for number, way in enumerate(exporters):
             owners = {"v-": "vllm-0", "s-": "sg-0", "c-": "vllm-0"}
             found = {kind: (daemon.receipt(kind + way) or {}).get("engine") for kind in owners}
@@ -114,5 +115,5 @@ def test_a_port_that_is_taken_ends_the_start_with_the_key_to_change(launch: Laun
     taken = f'{METER}[requests.otlp]\ngrpc_listen = "{urlsplit(daemon.url).netloc}"\n'
     second = launch(taken, "--state", tmp_path / "other", ready=False)
     assert second.process is not None
-    assert second.process.wait(20) != 0
+    assert second.process.wait(PATIENCE_SECONDS) != 0
     assert "grpc_listen" in second.log_tail()

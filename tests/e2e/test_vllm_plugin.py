@@ -6,9 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.e2e.conftest import METER, Launch
+from tests.e2e.conftest import METER, Launch, until_covered
 from tests.e2e.engine_server import engine_server
-from tests.support.live import LiveDaemon, wait_for
+from tests.support.live import PATIENCE_SECONDS, LiveDaemon, wait_for
 
 from jouled_collectors.requests.vllm_plugin import JouledStatLogger
 
@@ -27,7 +27,7 @@ Finish = Callable[..., None]
 
 @pytest.fixture
 def finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Finish]:
-    """A step of an engine in which these requests end, after 1.5 s each."""
+    """A step of an engine in which these requests end, too short for any look at the page."""
     monkeypatch.setenv("JOULED_SOCKET", str(tmp_path / "state" / "vllm.sock"))
     logger = JouledStatLogger(None, 0)
     assert logger._teller is not None
@@ -36,8 +36,8 @@ def finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Finish]:
         requests = [
             SimpleNamespace(
                 request_id=each,
-                e2e_latency=1.5,
-                decode_time=1.25,
+                e2e_latency=0.08,
+                decode_time=0.05,
                 num_prompt_tokens=192,
                 num_cached_tokens=128,
                 num_generation_tokens=20,
@@ -65,23 +65,24 @@ def test_every_finished_request_becomes_one_receipt(launch: Launch, finish: Fini
     with engine_server() as (engine, url):
         configuration = CONFIGURATION.format(url=url)
         first = launch(configuration)
-        begun = time.monotonic()
-        wait_for(lambda: time.monotonic() - begun > 2.5, 5, "time stands still")  # the meter covers the requests' time
+        until_covered(first, engine, 0.5)
         engine.prompt += 6 * 192
         engine.generation += 6 * 20
         finish("chatcmpl-1", "chatcmpl-2")
-        wait_for(lambda: has_receipts(first, "chatcmpl-1", "chatcmpl-2"), 20, "no receipts")
+        wait_for(lambda: has_receipts(first, "chatcmpl-1", "chatcmpl-2"), PATIENCE_SECONDS, "no receipts")
         finish("chatcmpl-3")
         first.stop()  # at once: it is committed although nobody could be told
         finish("chatcmpl-4")  # nobody is there
         second = launch(configuration)
         finish("chatcmpl-5")
-        wait_for(lambda: has_receipts(second, "chatcmpl-3", "chatcmpl-4", "chatcmpl-5"), 20, "no receipts")
+        wait_for(
+            lambda: has_receipts(second, "chatcmpl-3", "chatcmpl-4", "chatcmpl-5"), PATIENCE_SECONDS, "no receipts"
+        )
         second.kill()
         third = launch(configuration)
         finish("chatcmpl-6")
-        wait_for(lambda: has_receipts(third, "chatcmpl-6"), 20, "no receipt")
-        wait_for(lambda: completed(third) >= 6, 20, "not counted")
+        wait_for(lambda: has_receipts(third, "chatcmpl-6"), PATIENCE_SECONDS, "no receipt")
+        wait_for(lambda: completed(third) >= 6, PATIENCE_SECONDS, "not counted")
         assert completed(third) == 6
         receipt = third.receipt("chatcmpl-1")
     assert receipt is not None

@@ -12,9 +12,11 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import SpanKind
-from tests.e2e.conftest import METER, Launch
+from tests.e2e.conftest import METER, Launch, until_covered
 from tests.e2e.engine_server import engine_server
-from tests.support.live import LiveDaemon, wait_for
+from tests.support.live import PATIENCE_SECONDS, LiveDaemon, wait_for
+
+GENERATED = 'jouled_engine_tokens_total{engine="tiny-0",kind="generation",model_name="tiny"}'
 
 
 def engine_table(name: str, url: str) -> str:
@@ -60,24 +62,25 @@ def test_a_span_becomes_a_receipt(launch: Launch) -> None:
                 "engine_info{" in daemon.get("/metrics").decode()
                 and daemon.json("/api/v1/snapshot")["engines"][0]["version"]
             ),
-            8,
+            PATIENCE_SECONDS,
             "the engine's page was not read",
         )
-        time_of_start = time.monotonic()
-        wait_for(lambda: time.monotonic() - time_of_start > 2, 5, "time stands still")
+        until_covered(daemon, engine, 2.0)
+        send_span(daemon, "chatcmpl-e2e-1")
+        engine.until_looked_at()
         engine.prompt += 100
         engine.generation += 50
-        send_span(daemon, "chatcmpl-e2e-1")
-        first = wait_for(lambda: daemon.receipt("e2e-1"), 5, "no receipt")
+        first = wait_for(lambda: daemon.receipt("e2e-1"), PATIENCE_SECONDS, "no receipt")
         assert first["engine"] == "tiny-0"
         assert first["model"] == "tiny"
         assert first["generation_tokens"] == 50
         final = wait_for(
             lambda: (found := daemon.receipt("e2e-1")) and not found["provisional"] and found,
-            12,
+            PATIENCE_SECONDS,
             "the receipt is not final",
         )
         assert 0 < final["joules"] <= 200 * 1.6
+        wait_for(lambda: shows(daemon, f"{GENERATED} 50.0\n"), PATIENCE_SECONDS, "the tokens were not counted")
         page = daemon.page()
         assert page.total("jouled_engine_tokens_total", kind="generation") == 50
         assert page.total("jouled_requests_total", outcome="completed", engine="tiny-0") == 1
@@ -93,27 +96,31 @@ def shows(daemon: LiveDaemon, text: str) -> bool:
 
 
 def test_a_request_that_is_sent_again_after_a_restart_counts_once(launch: Launch) -> None:
-    end_ns = time.time_ns() + 2_500_000_000
     event = {
-        "id": "again", "engine": "tiny-0", "arrival_ns": end_ns - 1_000_000_000, "ttft_seconds": 0.1,
-        "e2e_seconds": 1.0, "prompt_tokens": 5, "generation_tokens": 5,
+        "id": "again", "engine": "tiny-0", "ttft_seconds": 0.1, "e2e_seconds": 1.0, "prompt_tokens": 5,
+        "generation_tokens": 5,
     }  # fmt: skip
-    body = json.dumps(event).encode()
 
     def send(daemon: LiveDaemon) -> None:
-        request = urllib.request.Request(daemon.url + "/api/v1/requests", body, {"Content-Type": "application/json"})
-        urllib.request.urlopen(request, timeout=5).close()
+        body, headers = json.dumps(event).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(daemon.url + "/api/v1/requests", body, headers)
+        urllib.request.urlopen(request, timeout=PATIENCE_SECONDS).close()
 
-    with engine_server() as (_, url):
+    with engine_server() as (engine, url):
         daemon = launch(METER + engine_table("tiny-0", url))
-        wait_for(lambda: time.time_ns() > end_ns and shows(daemon, "jouled_device_power_watts{"), 8, "nothing is read")
+        until_covered(daemon, engine, 1.5)
+        event["arrival_ns"] = time.time_ns() - 1_000_000_000
         send(daemon)
-        wait_for(lambda: (r := daemon.receipt("again")) and not r["provisional"], 15, "the receipt is not final")
+        wait_for(
+            lambda: (r := daemon.receipt("again")) and not r["provisional"],
+            PATIENCE_SECONDS,
+            "the receipt is not final",
+        )
         daemon.kill()
         again = launch(METER + engine_table("tiny-0", url))
-        wait_for(lambda: shows(again, "jouled_device_power_watts{"), 8, "nothing is read")
+        wait_for(lambda: shows(again, "jouled_device_power_watts{"), PATIENCE_SECONDS, "nothing is read")
         send(again)
-        wait_for(lambda: shows(again, 'reason="duplicate"} 1'), 5, "it was taken again")
+        wait_for(lambda: shows(again, 'reason="duplicate"} 1'), PATIENCE_SECONDS, "it was taken again")
         assert again.page().total("jouled_requests_total") == 1
 
 
@@ -133,13 +140,23 @@ def test_a_bad_engine_delays_nobody(launch: Launch) -> None:
         def states() -> dict[str, str]:
             return {source["source"]: source["state"] for source in daemon.json("/api/v1/snapshot")["sources"]}
 
-        wait_for(lambda: states().get("good") == "ok" and states().get("fake") == "ok", 4, "the good ones were delayed")
+        wait_for(
+            lambda: states().get("good") == states().get("fake") == "ok", PATIENCE_SECONDS, "the good ones are not read"
+        )
         before = daemon.page().total("jouled_device_energy_joules_total")
-        wait_for(lambda: states().get("hanging") == states().get("dripping") == "down", 8, "a bad page is not told")
+        bad = ("hanging", "dripping", "garbage")
+        wait_for(lambda: {states().get(name) for name in bad} == {"down"}, PATIENCE_SECONDS, "a bad page is not told")
         reasons = {source["source"]: source["reason"] for source in daemon.json("/api/v1/snapshot")["sources"]}
         assert reasons["hanging"] == reasons["dripping"] == "timeout"
         assert reasons["garbage"] == "not_a_page"
-        assert daemon.page().total("jouled_device_energy_joules_total") > before + 200
+        log = daemon.log.read_text()
+        first_timeout = min(log.index(f"source {name} is down") for name in ("hanging", "dripping"))
+        assert max(log.index(f"source {name} is ok") for name in ("good", "fake")) < first_timeout, "they were delayed"
+        wait_for(
+            lambda: daemon.page().total("jouled_device_energy_joules_total") > before + 200,
+            PATIENCE_SECONDS,
+            "metering stands still",
+        )
 
 
 def test_malformed_bodies_are_refused_and_metering_goes_on(launch: Launch) -> None:
@@ -151,17 +168,19 @@ def test_malformed_bodies_are_refused_and_metering_goes_on(launch: Launch) -> No
     ):
         request = urllib.request.Request(daemon.url + path, body, {"Content-Type": content_type})
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(request, timeout=5)
+            urllib.request.urlopen(request, timeout=PATIENCE_SECONDS)
         assert refused.value.code == 400
         refused.value.close()
     times = b'"arrival_ns": 1, "first_token_ns": 2, "last_token_ns": 3'
     unknown = b'{"id": "x", %b, "prompt_tokens": 1, "generation_tokens": 1}' % times
     request = urllib.request.Request(daemon.url + "/api/v1/requests", unknown, {"Content-Type": "application/json"})
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=5)
+        urllib.request.urlopen(request, timeout=PATIENCE_SECONDS)
     assert b"no engine matches" in refused.value.read()
     wait_for(
-        lambda: daemon.page().values.get('jouled_rejected_events_total{reason="unknown_engine"}') == 1, 4, "not counted"
+        lambda: daemon.page().values.get('jouled_rejected_events_total{reason="unknown_engine"}') == 1,
+        PATIENCE_SECONDS,
+        "not counted",
     )
     assert daemon.get("/readyz") == b"ready\n"
 
@@ -170,19 +189,23 @@ def test_spans_are_forwarded_unchanged(launch: Launch) -> None:
     with engine_server() as (other, url):
         daemon = launch(f'{METER}\n[requests.otlp]\nforward = "{url}/v1/traces"\n')
         send_span(daemon, "forwarded-1")
-        wait_for(lambda: other.bodies, 5, "nothing was forwarded")
+        wait_for(lambda: other.bodies, PATIENCE_SECONDS, "nothing was forwarded")
         content_type, body = other.bodies[0]
         assert content_type == "application/x-protobuf"
         assert b"forwarded-1" in body
         wait_for(
-            lambda: daemon.page().values.get('jouled_forwarded_bodies_total{result="sent"}') == 1, 4, "not counted"
+            lambda: daemon.page().values.get('jouled_forwarded_bodies_total{result="sent"}') == 1,
+            PATIENCE_SECONDS,
+            "not counted",
         )
 
 
 def test_recording_of_a_run(launch: Launch, tmp_path: Path) -> None:
     out = tmp_path / "run.jsonl"
     daemon = launch(METER, "--record", out)
-    wait_for(lambda: daemon.page().values.get("jouled_sample_lateness_seconds_count", 0) >= 10, 8, "no reads")
+    wait_for(
+        lambda: daemon.page().values.get("jouled_sample_lateness_seconds_count", 0) >= 10, PATIENCE_SECONDS, "no reads"
+    )
     assert daemon.stop() == 0
     lines = out.read_text().splitlines()
     assert '"header"' in lines[0]

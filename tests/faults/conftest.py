@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.conftest import METER, QUICK, environment, launch  # noqa: F401 - fixtures
+from tests.e2e.conftest import FINAL_SECONDS, METER, QUICK, environment, launch  # noqa: F401 - fixtures
 from tests.e2e.engine_server import EngineServer, engine_server
-from tests.support.live import LiveDaemon, wait_for
+from tests.support.live import PATIENCE_SECONDS, LiveDaemon, wait_for
 from tests.support.network import Network, ip, network
 from tests.support.tools import free_port, tool
 
 ENGINE = "tiny-0"
-FINAL_SECONDS = 180
-"""Until all receipts are final and sent: a book that lacks an event waits two minutes for it in its first hour."""
 
-__all__ = ["ENGINE", "METER", "QUICK", "LiveDaemon", "Victoria"]
+__all__ = ["ENGINE", "FINAL_SECONDS", "METER", "QUICK", "LiveDaemon", "Victoria"]
 
 
 class Server:
@@ -46,7 +45,7 @@ class Server:
         with (self.folder / "server.log").open("ab") as log:
             command = [*self._prefix, *self.command()]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        wait_for(self._answers, 20, f"{command[0]} did not start", 0.05)
+        wait_for(self._answers, PATIENCE_SECONDS, f"{command[0]} did not start", 0.05)
 
     def _answers(self) -> bool:
         try:
@@ -58,7 +57,7 @@ class Server:
     def get(self, path: str, **parameters: str) -> bytes:
         """The body of a 200 answer; `OSError` for everything else."""
         query = f"?{urllib.parse.urlencode(parameters)}" if parameters else ""
-        with urllib.request.urlopen(f"{self.url}{path}{query}", timeout=5) as answer:
+        with urllib.request.urlopen(f"{self.url}{path}{query}", timeout=30) as answer:
             body: bytes = answer.read()
         return body
 
@@ -226,7 +225,9 @@ class Lives:
         """Where the present one listens."""
         return self.daemon.url
 
-    def kill_and_return(self, *, ready: bool = True) -> None:
-        """SIGKILL, and another one at once."""
+    def kill_and_return(self, *, ready: bool = True) -> float:
+        """SIGKILL, and another one at once; how many seconds that took."""
+        began = time.monotonic()
         self.daemon.kill()
         self.daemon = self._launch(self._toml, ready=ready)
+        return time.monotonic() - began

@@ -11,7 +11,7 @@ from tests.faults.conftest import ENGINE, FINAL_SECONDS, Lives, Victoria, config
 from tests.faults.proxy import BROKEN, BUSY, Proxy
 from tests.faults.test_kills import expected, in_database
 from tests.faults.traffic import Traffic
-from tests.support.live import LiveDaemon, wait_for
+from tests.support.live import PATIENCE_SECONDS, LiveDaemon, wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,6 @@ def all_is_there(victoria: Victoria, traffic: Traffic) -> Callable[[], bool]:
     return lambda: bool(traffic.kept) and in_database(victoria) == expected(traffic.kept)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [
@@ -56,17 +55,23 @@ def test_an_answer_that_is_no_success(
 ) -> None:
     page, url = engine
     lives = Lives(launch, configuration(url, influx(victoria).replace(victoria.url, proxy.url)))
-    wait_for(lambda: proxy.asked.get(proxies.PASSES, 0) > 1, 20, "nothing is sent")
+    wait_for(lambda: proxy.asked.get(proxies.PASSES, 0) > 1, PATIENCE_SECONDS, "nothing is sent")
     proxy.behaviour = behaviour
     traffic = Traffic(page, ENGINE, lambda: lives.url, per_second=50.0)
     traffic.start()
-    wait_for(lambda: len(traffic.kept) > 100, 20, "nothing is taken")
+    wait_for(lambda: len(traffic.kept) > 100, PATIENCE_SECONDS, "nothing is taken")
     traffic.stop()
-    wait_for(lambda: failures(lives.daemon, reason) >= 3 and proxy.asked[behaviour] >= 3, 30, "it goes unnoticed")
+    wait_for(
+        lambda: failures(lives.daemon, reason) >= 3 and proxy.asked[behaviour] >= 3,
+        PATIENCE_SECONDS,
+        "it goes unnoticed",
+    )
     proxy.behaviour = proxies.PASSES
     wait_for(all_is_there(victoria, traffic), FINAL_SECONDS, "the database lacks receipts", 0.5)
     accepted = 'jouled_sink_records_total{kind="receipts",result="accepted",sink="influx"}'
-    wait_for(lambda: lives.daemon.page().values.get(accepted) == len(traffic.kept), 10, "each is counted once")
+    wait_for(
+        lambda: lives.daemon.page().values.get(accepted) == len(traffic.kept), PATIENCE_SECONDS, "each is counted once"
+    )
     records = [name for name in lives.daemon.page().values if name.startswith("jouled_sink_records_total")]
     assert not [name for name in records if "rejected" in name]
 
@@ -99,7 +104,6 @@ def unwilling(tmp_path: Path) -> Iterator[Unwilling]:
 PASSWORD = "open-sesame"
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -115,7 +119,7 @@ def test_a_real_database_that_refuses_for_a_while(
     traffic = Traffic(page, ENGINE, lambda: lives.url, per_second=50.0)
     traffic.start()
     unwilling.restart(*options)
-    wait_for(lambda: failures(lives.daemon, reason) >= 2, 40, "it goes unnoticed")
+    wait_for(lambda: failures(lives.daemon, reason) >= 2, PATIENCE_SECONDS, "it goes unnoticed")
     traffic.stop()
     unwilling.restart()
     wait_for(all_is_there(unwilling, traffic), FINAL_SECONDS, "the database lacks receipts", 0.5)

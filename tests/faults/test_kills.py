@@ -26,7 +26,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
 
 
-@pytest.mark.timeout(240 + 6 * KILLS)
+@pytest.mark.timeout(600 + 30 * KILLS)
 def test_nothing_is_lost_and_nothing_counts_twice(
     launch: Launch, engine: tuple[EngineServer, str], victoria: Victoria, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from tests.e2e.engine_server import EngineServer
+from tests.support.live import PATIENCE_SECONDS
 
 _TICK_SECONDS = 0.02
 
@@ -70,7 +71,7 @@ class Traffic:
         for thread in self._threads:
             thread.start()
 
-    def stop(self, seconds: float = 60.0) -> None:
+    def stop(self, seconds: float = PATIENCE_SECONDS) -> None:
         """No new requests; returns when the daemon has been told of all that ended."""
         self._stopping.set()
         for thread in self._threads:

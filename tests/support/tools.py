@@ -1,5 +1,6 @@
 """Programs that tests need beside Python, and how to run them."""
 
+import random
 import shutil
 import socket
 import subprocess
@@ -27,6 +28,9 @@ _PACKAGES = {
     "victoria-metrics": "victoria-metrics",
 }
 
+LOWEST_PORT = 10_000
+_taken: list[socket.socket] = []
+
 
 def tool(name: str) -> Path:
     """The path of a program; without it the test fails with the command that installs it."""
@@ -53,8 +57,28 @@ def run(
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """A TCP port of 127.0.0.1 that nobody listens on, and that no test is given again while this process lives.
+
+    It is none of those that the kernel gives to outgoing connections, of which some may come before it is used.
+    """
+    outgoing = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.SystemRandom().sample(range(LOWEST_PORT, max(outgoing, 2 * LOWEST_PORT)), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                _taken.append(_take(port))
+            except OSError:
+                continue
         return port
+    raise OSError("of a hundred ports of 127.0.0.1 none is free")
+
+
+def _take(port: int) -> socket.socket:
+    """Hold the port's name among all test runs of this machine; the kernel lets go of it with the process."""
+    name = socket.socket(socket.AF_UNIX)
+    try:
+        name.bind(f"\0jouled-test-port-{port}")
+    except OSError:
+        name.close()
+        raise
+    return name

@@ -27,6 +27,14 @@ MASKED_TIMERS = (
     "dpkg-db-backup.timer",
 )
 
+# What the machine writes stays in memory: on the host's disk its syncs would wait for all that others wrote.
+# Standard input ends with the test run: the machine that runs by then is ended too, should the run have been killed.
+HOLD = """
+mount -t tmpfs -o size=512m tmpfs "$0" && mkdir "$0/upper" "$0/work" &&
+mount -t overlay -o "lowerdir=/,upperdir=$0/upper,workdir=$0/work" overlay "$1" && echo mounted &&
+read nspawn && cat && kill -9 $(cat "/proc/$nspawn/task/$nspawn/children") "$nspawn"
+"""
+
 
 class Machine:
     """A booted machine. `root` is its file system as seen from outside."""
@@ -66,11 +74,11 @@ class Machine:
 def booted(folder: Path, prepare: Callable[[Path], None]) -> Iterator[Machine]:
     """Boot an overlay of this machine after `prepare(root)`; skips where that cannot be done."""
     _require_right_to_boot()
-    root = folder / "root"
-    with _alone(), _overlay(folder, root):
+    with _alone(), _overlay(folder) as holder:
+        root = Path(f"/proc/{holder.pid}/root{folder / 'root'}")
         _strip(root)
         prepare(root)
-        with _container(folder, root) as init_pid:
+        with _container(folder, holder) as init_pid:
             yield Machine(root, init_pid)
 
 
@@ -109,27 +117,18 @@ def _alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _overlay(folder: Path, root: Path) -> Iterator[None]:
-    # What the machine writes stays in memory: on the host's disk its syncs would wait for all that others wrote.
-    layers = folder / "layers"
-    with _mounted("tmpfs", "size=512m", layers):
-        for name in ("upper", "work"):
-            (layers / name).mkdir()
-        with _mounted("overlay", f"lowerdir=/,upperdir={layers / 'upper'},workdir={layers / 'work'}", root):
-            yield
-
-
-@contextlib.contextmanager
-def _mounted(kind: str, options: str, where: Path) -> Iterator[None]:
-    where.mkdir()
-    mounted = run(["mount", "-t", kind, kind, "-o", options, where])
-    if mounted.returncode != 0:
-        pytest.skip(f"no {kind} can be mounted here: {mounted.stdout.strip()}")
-    try:
-        yield
-    finally:
-        unmounted = run(["umount", where])
-        assert unmounted.returncode == 0, unmounted.stdout
+def _overlay(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Mount it at `root` of the folder, in the mount namespace of a process that ends with this one; yields that."""
+    layers, root = folder / "layers", folder / "root"
+    layers.mkdir()
+    root.mkdir()
+    command = [tool("unshare"), "--mount", "sh", "-c", HOLD, layers, root]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, text=True, **pipes) as holder:
+        said = holder.stdout.readline()
+        if said != "mounted\n":
+            pytest.skip(f"no overlay can be mounted here: {said.strip()}")
+        yield holder
 
 
 def _strip(root: Path) -> None:
@@ -143,7 +142,7 @@ def _strip(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def _container(folder: Path, root: Path) -> Iterator[int]:
+def _container(folder: Path, holder: subprocess.Popen[str]) -> Iterator[int]:
     """Boot; yields the pid of its first process once systemd inside says that it is up."""
     dependencies = next(path for path in map(Path, sys.path) if path.name == "site-packages")
     log = folder / "boot.log"
@@ -151,7 +150,8 @@ def _container(folder: Path, root: Path) -> Iterator[int]:
         notified.bind(str(folder / "notify"))
         notified.settimeout(BOOT_SECONDS)
         command = [
-            *("systemd-nspawn", f"--directory={root}", "--boot", "--notify-ready=yes", "--private-network"),
+            *("nsenter", "-t", str(holder.pid), "-m"),
+            *("systemd-nspawn", f"--directory={folder / 'root'}", "--boot", "--notify-ready=yes", "--private-network"),
             *("--register=no", "--keep-unit", f"--machine=jouled-{os.getpid()}"),
             f"--bind-ro={dependencies}:/opt/jouled/dependencies",
         ]
@@ -162,6 +162,7 @@ def _container(folder: Path, root: Path) -> Iterator[int]:
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+        print(process.pid, file=holder.stdin, flush=True)
         first = None
         try:
             first = _first_process(notified, process, log)

@@ -211,6 +211,59 @@ def test_an_empty_store_is_an_empty_report(tmp_path, capsys):
     assert "no marks of the books in this time" in text
 
 
+@pytest.fixture
+def young(tmp_path) -> Path:
+    """A store of three minutes: two of them are closed, and idle; nobody knows yet what the engine does since."""
+    store = Store(tmp_path / "young")
+
+    async def fill() -> None:
+        for minute in range(3):
+            t_ns, owners = NOW - (3 - minute) * MINUTE, {"idle": minute * 6 * 10**9}
+            await store.note([], [EngineMark(engine="e", model="m", t_ns=t_ns, owners_uj=owners)], t_ns)
+
+    asyncio.run(fill())
+    store.close()
+    return tmp_path / "young"
+
+
+NOT_KNOWN = "are not known: the books have no tokens of this time and do not reach its end"
+
+
+def test_tokens_that_may_yet_come_are_not_called_zero(young, capsys):
+    text = report(capsys, young)
+    assert text.splitlines()[-2:] == [
+        "generated tokens per joule: -, without idle -",
+        f"tokens per joule {NOT_KNOWN}",
+    ]
+    told = json.loads(report(capsys, young, "--json"))
+    assert told["owners_joules"] == {"idle": pytest.approx(12_000.0)}
+    assert (told["tokens_per_joule"], told["tokens_per_joule_without_idle"]) == (None, None)
+
+
+def test_no_tokens_of_a_closed_time_are_zero(young, capsys):
+    """Without idle nothing was used at all: of that there is no ratio."""
+    beyond = ("--until", "59s")
+    assert report(capsys, young, *beyond).splitlines()[-1] == f"tokens per joule {NOT_KNOWN}"
+    closed = ("--until", "60s")
+    assert report(capsys, young, *closed).splitlines()[-1] == "generated tokens per joule: 0, without idle -"
+    told = json.loads(report(capsys, young, *closed, "--json"))
+    assert (told["tokens_per_joule"], told["tokens_per_joule_without_idle"]) == (0.0, None)
+
+
+def test_a_side_whose_tokens_may_yet_come_is_compared_with_nothing(young, capsys):
+    times = ("--compare", "3m..2m", "2m..now")
+    text = report(capsys, young, *times)
+    assert "tokens/J 0 - " in " ".join(text.split())
+    assert text.splitlines()[-1] == f"tokens per joule after {NOT_KNOWN}"
+    (told,) = json.loads(report(capsys, young, *times, "--json"))["comparisons"]
+    ratios = ("prompt_tokens_per_joule", "tokens_per_joule", "tokens_per_joule_without_idle")
+    assert [told["before"][name] for name in ratios] == [0.0, 0.0, None]
+    assert [told["after"][name] for name in ratios] == [None, None, None]
+    assert told["tokens_per_joule"] is None
+    _, after = csv.DictReader(io.StringIO(report(capsys, young, *times, "--csv")))
+    assert [after[name] for name in ratios] == ["", "", ""]
+
+
 # a daemon that runs
 
 

@@ -82,6 +82,34 @@ def test_engines_are_chosen_and_nothing_known_is_nothing():
     assert used(marks[:1], span(0, 1)).tokens_per_joule(with_idle=True) is None
 
 
+@pytest.mark.parametrize(
+    ("marks", "known"),
+    [
+        ([mark(0), mark(1, idle=9_000_000)], None),
+        ([mark(0), mark(1, idle=9_000_000), mark(2, idle=18_000_000)], 0.0),
+        ([mark(0, ""), mark(2, "", idle=9_000_000)], None),
+        ([mark(0), mark(1, idle=9_000_000), mark(0, ""), mark(3, "", idle=9_000_000)], None),
+        ([mark(0), mark(2, idle=9_000_000), mark(0, "f"), mark(1, "f", idle=9_000_000)], None),
+        ([mark(0), mark(2, idle=9_000_000), mark(0, "f"), mark(2, "f", idle=9_000_000)], 0.0),
+    ],
+)
+def test_no_tokens_are_none_only_of_a_time_that_every_engine_has_closed(marks, known):
+    """The time is of two minutes; until the books of an engine reach its end tokens may come. Without one, none do."""
+    whole = used(marks, span(0, 2))
+    assert whole.joules > 0.0
+    told = whole.tokens_per_joule(with_idle=True)
+    assert (told if told is None else told.value) == known
+    assert whole.prompt_tokens_per_joule == known
+
+
+def test_tokens_of_either_kind_are_known_before_a_time_is_closed():
+    """A prefill pool counts no generated ones."""
+    whole = used([mark(0), mark(1, prompt_tokens=50, decode=10_000_000)], span(0, 2))
+    assert whole.prompt_tokens_per_joule == pytest.approx(5.0)
+    assert whole.tokens_per_joule(with_idle=True).value == 0.0
+    assert used([mark(0), mark(1, prompt_tokens=50)], span(0, 2)).prompt_tokens_per_joule is None
+
+
 def test_guesses_are_called_so():
     marks = [mark(0, quality="estimated"), mark(1, quality="estimated", decode=1_000_000)]
     assert used(marks, span(0, 1)).is_estimated

@@ -12,6 +12,7 @@ from jouled.model.units import NANOSECONDS_PER_SECOND
 Table = Sequence[Sequence[str]]
 
 _BESIDE = ("idle", "unreported", "unattributed", "downtime")
+_NOT_KNOWN = "not known: the books have no tokens of this time and do not reach its end"
 
 
 def summary_text(summary: Summary) -> str:
@@ -58,6 +59,11 @@ def comparison_text(comparison: Comparison) -> str:
             f"after:  {when(after.since_ns)} to {when(after.until_ns)}",
             "",
             _aligned(rows),
+            *(
+                f"tokens per joule {name} are {_NOT_KNOWN}"
+                for name, side in (("before", before), ("after", after))
+                if side.tokens_per_joule is None and side.joules > 0.0
+            ),
         ]
     )
 
@@ -111,6 +117,8 @@ def _beside(summary: Summary) -> Iterator[str]:
     yield f"tokens that no event told of: {tokens}"
     with_idle, without = _figure(summary.tokens_per_joule), _figure(summary.tokens_per_joule_without_idle)
     yield f"generated tokens per joule: {with_idle}, without idle {without}"
+    if summary.tokens_per_joule is None and any(owners[name] for name in owners if name != "downtime"):
+        yield f"tokens per joule are {_NOT_KNOWN}"
     if summary.is_estimated:
         yield "part of it is estimated, not measured"
 

@@ -98,7 +98,10 @@ def open_source(socket: Path, state: Path) -> Source:
 
 
 class Summary(Struct):
-    """What was used in a time, and by whom. A ratio is `None` without joules; unreported tokens are by kind."""
+    """What was used in a time, and by whom; unreported tokens are by kind.
+
+    A ratio is `None` without joules, and where the books have no tokens but do not reach the end of the time either.
+    """
 
     since_ns: int
     until_ns: int
@@ -115,7 +118,8 @@ class Summary(Struct):
 class Side(Struct):
     """One side of a comparison. Tokens and joules are all of the engine's; quantiles and attainment are of receipts.
 
-    A prefill pool counts no generated tokens: its measure is prompt_tokens_per_joule, with idle.
+    A prefill pool counts no generated tokens: its measure is prompt_tokens_per_joule, with idle. Ratios are `None` as
+    those of `Summary` are.
     """
 
     since_ns: int
@@ -215,7 +219,7 @@ def _side(span: Span, whole: Used, requests: Requests) -> Side:
         prompt_tokens=whole.prompt_tokens,
         generation_tokens=whole.generation_tokens,
         joules=whole.joules,
-        prompt_tokens_per_joule=whole.prompt_tokens / whole.joules if whole.joules > 0.0 else None,
+        prompt_tokens_per_joule=whole.prompt_tokens_per_joule,
         tokens_per_joule=_value(whole, with_idle=True),
         tokens_per_joule_without_idle=_value(whole, with_idle=False),
         requests=len(requests.joules),

@@ -3,6 +3,9 @@
 Joules and tokens of a time are differences of counters at its ends; between two marks these count as linear. Ratios are
 quotients of such sums. Their uncertainty is that from minute to minute: a ratio estimator over minutes (Cochran,
 Sampling Techniques, 3rd edition, chapter 6), as requests that ran together are not independent of each other.
+
+Books close behind time, an engine's tokens with the last cell of their request: no tokens in them is a fact only of a
+time that all of it is closed.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -120,11 +123,12 @@ class Difference(Struct, frozen=True):
 class Used:
     """What engines used over a time, by minute: tokens of events and others, joules by owner.
 
-    is_estimated: some of it is guessed, not measured.
+    is_estimated: some of it is guessed, not measured. is_closed: the books of these engines reach the end of it.
     """
 
     def __init__(self) -> None:
         self.is_estimated = False
+        self.is_closed = False
         self.owners_joules: dict[str, float] = {}
         self.tokens: dict[str, float] = {}
         self._blocks: dict[int, tuple[float, float, float]] = {}
@@ -155,11 +159,16 @@ class Used:
         """Joules of all owners but what was used while the daemon was away, of which no tokens are known."""
         return _joules(self.owners_joules)
 
+    @property
+    def prompt_tokens_per_joule(self) -> float | None:
+        """Prompt tokens over joules, with idle; `None` without joules, and while any tokens may yet come."""
+        return self.prompt_tokens / self.joules if self.joules > 0.0 and self._tells_tokens else None
+
     def tokens_per_joule(self, *, with_idle: bool) -> Ratio | None:
-        """Generated tokens over joules; `None` without joules."""
+        """Generated tokens over joules; `None` without joules, and while any tokens may yet come."""
         blocks = [(tokens, joules if with_idle else busy) for tokens, joules, busy in self._blocks.values()]
         tokens, joules = (sum(part) for part in zip(*blocks, strict=True)) if blocks else (0.0, 0.0)
-        if joules <= 0.0:
+        if joules <= 0.0 or not self._tells_tokens:
             return None
         value = tokens / joules
         if len(blocks) < LEAST_BLOCKS or value <= 0.0:
@@ -167,6 +176,10 @@ class Used:
         count = len(blocks)
         spread = sum((made - value * used) ** 2 for made, used in blocks) / (count - 1)
         return Ratio(value, sqrt(spread / count) / (joules / count) / value)
+
+    @property
+    def _tells_tokens(self) -> bool:
+        return self.is_closed or any(self.tokens.values())
 
 
 def used(marks: Iterable[EngineMark], span: Span, engines: Collection[str] | None = None) -> Used:
@@ -176,6 +189,7 @@ def used(marks: Iterable[EngineMark], span: Span, engines: Collection[str] | Non
         if engines is None or mark.engine in engines:
             series.setdefault((mark.engine, mark.model, mark.quality), {})[mark.t_ns] = mark
     found = Used()
+    found.is_closed = _closed_ns(series) >= span.until_ns
     for (_, _, quality), by_time in series.items():
         ordered = [by_time[t_ns] for t_ns in sorted(by_time)]
         for before, after in pairwise(ordered):
@@ -185,6 +199,15 @@ def used(marks: Iterable[EngineMark], span: Span, engines: Collection[str] | Non
                 found.is_estimated |= quality == "estimated"
                 found.add(high, {name: share * amount for name, amount in _grown(before, after).items()})
     return found
+
+
+def _closed_ns(series: Mapping[tuple[str, str, str], Mapping[int, EngineMark]]) -> int:
+    """Up to here the books of all these engines are closed; 0 without an engine."""
+    ends: dict[str, int] = {}
+    for (engine, _, _), by_time in series.items():
+        if engine:
+            ends[engine] = max(ends.get(engine, 0), *by_time)
+    return min(ends.values(), default=0)
 
 
 def _grown(before: EngineMark, after: EngineMark) -> Measures:
