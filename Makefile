@@ -47,10 +47,11 @@ complaints: $(INSTALLED_DEV)  ## takes each guard against a known complaint away
 acceptance: $(INSTALLED_DEV)  ## ten minutes of demo held against the truth, then 50 kills
 	$(BIN)/python tests/acceptance/run.py $(ARGS)
 
-test-real: $(INSTALLED_DEV)  ## the daemon beside a real vLLM and a real Dynamo on CPU, in environments of their own
+test-real: $(INSTALLED_DEV)  ## the daemon beside a real vLLM, Dynamo and Triton on CPU, in environments of their own
 	scripts/setup_real_engine.sh
 	scripts/setup_litellm.sh
 	scripts/setup_real_dynamo.sh
+	scripts/setup_real_triton.sh
 	$(BIN)/python -m pytest -m real_engine tests/real $(ARGS)
 
 lint: $(INSTALLED_DEV)  ## style, types, layers, generated documents
@@ -76,4 +77,4 @@ docs: $(INSTALLED)  ## write docs/metrics.md and docs/configuration.md from the 
 	@scripts/generate_docs.sh
 
 clean:  ## remove what was built here, virtual environments included
-	rm -rf $(VENV) .venv-engine .venv-litellm .venv-dynamo build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-engine .venv-litellm .venv-dynamo .venv-triton build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

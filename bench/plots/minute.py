@@ -11,8 +11,9 @@ from bench.oracle.telling import at_ns
 from bench.oracle.trial import estimate
 from bench.plots.svg import INK, Axis, Drawing
 
+from jouled.core.attribution.cell_rates import Split
 from jouled.core.attribution.cells import CELL_SECONDS, cell_of
-from jouled.core.attribution.engine import EngineBook, Split
+from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.load import Row
 from jouled.core.attribution.request import Request
 

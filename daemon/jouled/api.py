@@ -130,7 +130,8 @@ class EnginePage(Struct, frozen=True, kw_only=True):
     facts: what the page says beside counters. semantics: of this page's counters, where they depend on the engine's
     release; `None`: as the collector says of all pages. transferred_prompt_tokens: of the prompt tokens those that came
     as KV cache from another engine. requests_finished: since the engine's start. forward_seconds: cumulative seconds in
-    which its accelerators computed, by kind of step, as the engine times it.
+    which its accelerators computed, by kind of step, as the engine times it. counts_by_model: by kind (`steps`,
+    `prompt`, `generation`) what each model has in the counter, of an engine whose models come and go while it runs.
     """
 
     model: str = ""
@@ -145,6 +146,7 @@ class EnginePage(Struct, frozen=True, kw_only=True):
     requests_waiting: int | None = None
     requests_finished: int | None = None
     forward_seconds: Mapping[str, float] = {}
+    counts_by_model: Mapping[str, Mapping[str, int]] = {}
 
 
 class EngineCollector(Protocol):
@@ -385,6 +387,17 @@ class FollowSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     engine: Annotated[str, Meta(description="Name of that engine. Empty: the only one of its type.")] = ""
 
 
+class LinesRead(Struct, frozen=True, kw_only=True):
+    """When lines were read, and when their file had last been written to: none of them is younger.
+
+    unix_ns, written_ns: the wall clock; steady_ns: CLOCK_MONOTONIC (clock_gettime(2)), by which some engines stamp.
+    """
+
+    unix_ns: int
+    steady_ns: int
+    written_ns: int
+
+
 @runtime_checkable
 class FileFollow(Protocol):
     """A receiver fed by lines that an engine appends to files. Runtime follows them, with rotation and restarts.
@@ -397,8 +410,8 @@ class FileFollow(Protocol):
     settings_type: ClassVar[type[FollowSettings]]
     pattern: ClassVar[str]
 
-    def decode_lines(self, lines: Sequence[bytes], settings: FollowSettings) -> Received:
-        """Turn whole lines into requests; one that is wrong is refused alone."""
+    def decode_lines(self, lines: Sequence[bytes], read: LinesRead, settings: FollowSettings) -> Received:
+        """Turn whole lines of one file into requests; one that is wrong is refused alone."""
         ...
 
 

@@ -89,6 +89,7 @@ items = st.one_of(
             st.sampled_from(["ttft", "tpot", "e2el"]),
             st.just(LatencyHistogram((0.1, 2.5), (1, 2, 3))) | st.just(LatencyHistogram((), (0,))),
         ),
+        departed_counts=st.dictionaries(st.sampled_from(["steps", "prompt", "generation"]), counts),
     ),
     st.builds(
         RequestEvent,
@@ -106,6 +107,7 @@ items = st.one_of(
         tenant=texts,
         preemptions=counts,
         seen_ns=st.just(0) | times,
+        answer=counts,
     ),
     st.builds(RequestStart, engine=names, id=names, arrival_ns=times, seen_ns=st.just(0) | times),
     st.builds(SourceReport, source=names, state=st.sampled_from(SourceState), t_ns=times, reason=st.just("timeout")),

@@ -3,10 +3,11 @@
 import pytest
 from tests.core.scenario import request
 
+from jouled.core.attribution.cell_rates import Split
 from jouled.core.attribution.cells import CELL_NS, start_of
 from jouled.core.attribution.census import Look
 from jouled.core.attribution.decode import Decoding
-from jouled.core.attribution.engine import EngineBook, Split
+from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.learning import Learning
 from jouled.core.attribution.load import Row
 from jouled.core.attribution.request import Request

@@ -97,7 +97,7 @@ def run(told: Iterable[Input]) -> Books:
     receipts += pipeline.finish()
     snapshot = pipeline.snapshot(START + SECONDS * SECOND)
     assert_balanced(snapshot)
-    return Books(receipts, snapshot, dict(pipeline._books))
+    return Books(receipts, snapshot, dict(pipeline._groups.books))
 
 
 @pytest.mark.parametrize("halves", [whole_in_both, own_half_in_each])

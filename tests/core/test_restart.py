@@ -16,7 +16,7 @@ from jouled.core.journal import Journal
 from jouled.core.pipeline import Pipeline
 from jouled.core.state import StateError, freeze, thaw
 from jouled.model.device import Device, DeviceKind
-from jouled.model.engine import CounterSemantics, Engine
+from jouled.model.engine import CounterSemantics, Engine, EngineSample, LatencyHistogram
 from jouled.model.parameters import Parameters
 from jouled.model.readings import EnergyReading, PowerReading
 from jouled.model.receipt import Receipt
@@ -242,6 +242,24 @@ def test_what_is_not_named_again_is_gone():
     assert_balanced(daemon.pipeline.snapshot(START + 81 * SECOND))
 
 
+def test_an_engine_that_is_gone_takes_what_its_histograms_said_along():
+    daemon = Daemon()
+    engine = Node(()).engine
+    daemon.feed(engine)
+    for second in range(2):
+        histogram = LatencyHistogram((0.25, 1.0), (0, second, second))
+        daemon.feed(
+            EngineSample(engine="e", t_ns=START + second * SECOND, latencies={"ttft": histogram, "tpot": histogram})
+        )
+    daemon.advance(START + 2 * SECOND)
+    assert "slo_attainment_lower_bound_ratio" in daemon.pipeline.snapshot(START + 2 * SECOND).gauges
+    daemon.commit()
+    daemon.die_and_return()
+    daemon.pipeline.come_back(START + 10 * SECOND)
+    daemon.advance(START + 71 * SECOND)
+    assert "slo_attainment_lower_bound_ratio" not in daemon.pipeline.snapshot(START + 71 * SECOND).gauges
+
+
 def test_what_the_page_told_before_holds_until_it_is_read_again():
     daemon = Daemon()
     told = change(Node(()).engine, version="1.2")
@@ -358,11 +376,11 @@ def test_shared_objects_stay_shared():
     daemon = saved()
     pipeline = thaw(daemon.state, VERSION)
     assert pipeline._account.counters is pipeline._live._counters
-    [group] = pipeline._groups.values()
-    assert group.meters[0] is pipeline._meters["gpu0"]
-    assert group.engines[0] is pipeline._books["e"]
-    assert pipeline._take[Device].__self__ is pipeline
-    assert pipeline._meters["gpu0"].device.kind is DeviceKind.GPU
+    [group] = pipeline._groups.living.values()
+    assert group.meters[0] is pipeline._devices.meters["gpu0"]
+    assert group.engines[0] is pipeline._groups.books["e"]
+    assert pipeline._take[Device].__self__ is pipeline._devices
+    assert pipeline._devices.meters["gpu0"].device.kind is DeviceKind.GPU
 
 
 def test_ordered_dictionaries_come_back_in_order():

@@ -136,7 +136,7 @@ def test_memory_follows_the_requests_in_flight():
             pipeline.feed(request(f"late{k}", k - 500.0, decode=1.5))
             pipeline.feed(request("health", k - 2.0, decode=1.5))
         pipeline.advance(START + k * SECOND)
-    book = pipeline._books["e"]
+    book = pipeline._groups.books["e"]
     assert len(book.census._recent) < 200
     assert len(book._starts._first_tokens) < 800
     for k in range(1500, 5700, 5):
@@ -231,7 +231,7 @@ def test_an_unsound_start_is_refused(name, arrival_ns, reason):
     pipeline = begin(gpu(0), ENGINE, reading(0))
     pipeline.advance(START)
     assert pipeline.feed(RequestStart(engine="e", id=name, arrival_ns=arrival_ns)) == reason
-    assert len(pipeline._books["e"].in_flight) == (not reason)
+    assert len(pipeline._groups.books["e"].in_flight) == (not reason)
     refused = pipeline.snapshot(START).counters.get("rejected_events_total", {})
     assert refused == ({(reason,): 1} if reason else {})
 
@@ -243,7 +243,19 @@ def test_a_clock_that_steps_for_ever_is_remembered_for_a_day():
         pipeline.feed(ClockStep(t_ns, hour))
         pipeline.advance(t_ns)
     assert len(pipeline.clock_steps) <= 26
-    assert pipeline._wall_offset_ns(START + 175 * 3600 * SECOND) == 175, "a day ago"
+    assert pipeline._wall.at(START + 175 * 3600 * SECOND) == 175, "a day ago"
+
+
+def test_what_ended_before_the_clock_was_first_set_keeps_its_time():
+    node = Node((request("a", 3.0, decode=4.0),), seconds=60.0)
+    pipeline = Pipeline(PARAMETERS)
+    for item in node.inputs():
+        pipeline.feed(item)
+        pipeline.advance(when(item) or START)
+    pipeline.feed(ClockStep(START + 60 * SECOND, 3600 * SECOND))
+    [receipt] = pipeline.finish()
+    [event] = node.requests
+    assert (receipt.arrival_ns, receipt.last_token_ns) == (event.arrival_ns, event.last_token_ns)
 
 
 def test_one_id_for_all_requests_stays_cheap():
@@ -419,7 +431,7 @@ def test_a_lag_is_no_gap_of_the_meter():
     ]
     result = run(sorted(behind, key=when))
     assert {receipt.validity for receipt in result.receipts.values()} == {"ok"}
-    group = next(iter(result.pipeline._groups.values()))
+    group = next(iter(result.pipeline._groups.living.values()))
     assert group._lag.corrected_ns == pytest.approx(300_000_000, abs=60_000_000)
 
 

@@ -1,6 +1,9 @@
 """One request told by several paths counts once, with all that any of them knows."""
 
 import random
+from collections import Counter
+from collections.abc import Iterable
+from operator import itemgetter
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace as change
 from tests.core.scenario import PARAMETERS, SECOND, START, Node, request, request_sets, run, when
 
+from jouled.core import identity
 from jouled.core.attribution.by_request import bare_id
 from jouled.core.attribution.census import Census
 from jouled.core.attribution.tellings import merged
@@ -193,6 +197,170 @@ def test_tries_that_ran_at_once_are_tellings_of_one():
     node = Node((broken, whole))
     result = run([*node.devices(), node.engine, broken, whole, *node.readings()])
     assert result.snapshot.counters["requests_total"] == {("e", "tiny-8B", "failed"): 1}
+
+
+def answers_of(drawn: list[tuple[int, int]]) -> tuple[RequestEvent, ...]:
+    """Answers to one prompt as vLLM's plug-in tells them: one id, one arrival, and a number among those alike.
+
+    drawn: of each its tokens, and by how many steps of 50 ms it ends later than the first can.
+    """
+    told: Counter[int] = Counter()
+    answers = []
+    for generated, steps in sorted(drawn, key=itemgetter(1)):
+        told[generated] += 1
+        event = request("x", 2.0, decode=0.5 + 0.05 * steps, generated=generated, cached_prompt_tokens=16)
+        answers.append(change(event, id="chatcmpl-x", answer=told[generated]))
+    return tuple(answers)
+
+
+def by_spans(answers: tuple[RequestEvent, ...]) -> list[RequestEvent]:
+    """The same answers as vLLM's spans tell them."""
+    return [
+        change(event, cached_prompt_tokens=None, trace_id="ab" * 16, span_id=f"{number:016x}")
+        for number, event in enumerate(answers)
+    ]
+
+
+def counted(result) -> dict[str, int]:
+    """Requests and their tokens."""
+    counters = result.snapshot.counters
+    tokens: Counter[str] = Counter()
+    for (*_, kind), value in counters.get("request_tokens_total", {}).items():
+        tokens[kind.partition("_")[0]] += value
+    return {"requests": sum(counters.get("requests_total", {}).values()), **tokens}
+
+
+def made(answers: Iterable[RequestEvent]) -> dict[str, int]:
+    """What the engine's own page counts of them."""
+    events = list(answers)
+    generated = sum(event.generation_tokens for event in events)
+    return {"requests": len(events), "prompt": 400 * len(events), "generation": generated}
+
+
+ANSWERS = st.lists(st.tuples(st.sampled_from([3, 40, 41]), st.integers(0, 9)), min_size=1, max_size=8).map(answers_of)
+
+
+@LIGHT
+@given(ANSWERS, st.booleans(), st.data())
+def test_each_answer_to_a_prompt_counts_once(answers, plugin_is_whole, data):
+    """One of the two paths tells of all, the other of some; in any order, and any telling may come again."""
+    whole, other = (answers, by_spans(answers)) if plugin_is_whole else (by_spans(answers), answers)
+    some = [event for event in other if data.draw(st.booleans())]
+    again = [event for event in (*whole, *some) if data.draw(st.booleans())]
+    tellings = data.draw(st.permutations([*whole, *some, *again]))
+    node = Node(answers, samples=True)
+    rest = sorted([*node.readings(), *node.engine_samples()], key=when)
+    result = run([*node.devices(), node.engine, *tellings, *rest])
+    assert counted(result) == made(answers)
+    assert not any(result.snapshot.counters.get("unreported_tokens_total", {}).values())
+    assert result.snapshot.counters.get("merged_events_total", {}).get(("e",), 0) == len(some)
+    assert result.refused == ("duplicate",) * len(again)
+
+
+@LIGHT
+@given(ANSWERS, st.data())
+def test_answers_of_which_both_paths_lose_some_never_count_twice(answers, data):
+    """Spans are numbered as they come: of answers alike the first to come is taken for the first."""
+    tellings, numbers = [event for event in answers if data.draw(st.booleans())], Counter()
+    for span in data.draw(st.permutations(by_spans(answers))):
+        if data.draw(st.booleans()):
+            numbers[span.generation_tokens] += 1
+            tellings.append(change(span, answer=numbers[span.generation_tokens]))
+    node = Node(answers)
+    result = run([*node.devices(), node.engine, *data.draw(st.permutations(tellings)), *node.readings()])
+    assert all(value <= made(answers)[kind] for kind, value in counted(result).items())
+    assert result.refused == ()
+
+
+@LIGHT
+@given(ANSWERS, st.data())
+def test_the_order_in_which_answers_are_told_changes_no_joule(answers, data):
+    def parts(told) -> list[tuple[object, ...]]:
+        pipeline = Pipeline(PARAMETERS)
+        node = Node(answers)
+        for item in [*node.devices(), node.engine, *told, *node.readings()]:
+            pipeline.feed(item)
+        receipts = [*pipeline.advance(START + 40 * SECOND), *pipeline.finish()]
+        return [(r.last_token_ns, r.generation_tokens, r.joules_prefill, r.joules_decode) for r in receipts]
+
+    found = parts(answers)
+    assert len(found) == len(answers)
+    assert parts(data.draw(st.permutations(answers))) == found
+
+
+ALIKE = answers_of([(40, 0), (40, 0), (41, 1)])
+
+
+def refusals(*told: RequestEvent) -> list[str]:
+    """What the core says to each of these."""
+    pipeline = Pipeline(PARAMETERS)
+    node = Node(ALIKE)
+    for item in [*node.devices(), node.engine]:
+        pipeline.feed(item)
+    return [pipeline.feed(event) for event in told]
+
+
+def test_what_a_gateway_saw_of_all_answers_together_counts_beside_none_of_them():
+    whole = by_gateway(ALIKE[2], generation_tokens=121, answer=0)
+    assert refusals(*ALIKE, whole) == ["", "", "", "conflict"]
+    assert refusals(whole, *ALIKE) == ["", "conflict", "conflict", "conflict"]
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 2, 1, 0]])
+def test_a_gateway_that_saw_one_answer_tells_of_that_one(order):
+    told = [*ALIKE, by_gateway(ALIKE[2], answer=0)]
+    assert refusals(*(told[place] for place in order)) == [""] * 4
+
+
+@pytest.mark.parametrize("first", [Outcome.COMPLETED, Outcome.FAILED])
+@pytest.mark.parametrize("order", [1, -1])
+def test_each_span_is_joined_with_its_own_answer(first, order):
+    """Also where one of them failed: a gateway's telling of that one might have other tokens."""
+    answers = answers_of([(3, 0), (40, 0), (40, 0)])
+    answers = (change(answers[0], outcome=first), *answers[1:])
+    node = Node(answers)
+    pipeline = Pipeline(PARAMETERS)
+    spans = [change(span, outcome=Outcome.COMPLETED) for span in by_spans(answers)]
+    for item in [*node.devices(), node.engine, *answers, *spans[::order], *node.readings()]:
+        assert pipeline.feed(item) == ""
+    receipts = [*pipeline.advance(START + 40 * SECOND), *pipeline.finish()]
+    told = sorted((r.span_id, r.generation_tokens, r.outcome, r.cached_prompt_tokens) for r in receipts)
+    assert told == [
+        (f"{0:016x}", 3, first, 16),
+        (f"{1:016x}", 40, Outcome.COMPLETED, 16),
+        (f"{2:016x}", 40, Outcome.COMPLETED, 16),
+    ]
+
+
+def test_a_merged_telling_keeps_the_number_of_its_answer():
+    rich = by_gateway(ALIKE[1], scheduled_ns=ALIKE[1].scheduled_ns, cached_prompt_tokens=20, answer=0)
+    for one, other in ((rich, ALIKE[1]), (ALIKE[1], rich)):
+        assert (merged(one, other).answer, merged(one, other).arrival_ns) == (2, rich.arrival_ns)
+
+
+def test_beyond_what_is_remembered_of_an_id_no_further_answers_are_taken(monkeypatch):
+    """Of the first ones it is not known any more that they were told."""
+    monkeypatch.setattr(identity, "REMEMBER_PER_ID", 3)
+    answers = answers_of([(generated, 0) for generated in range(1, 6)])
+    assert refusals(*answers, *answers) == ["", "", "", "conflict", "conflict"] + ["duplicate"] * 3 + ["conflict"] * 2
+
+
+def test_after_a_restart_answers_whose_siblings_have_their_receipts_are_not_taken():
+    """Receipts do not say which answer they are of: rather none than one twice."""
+    node = Node(ALIKE, seconds=200.0)
+    before = Pipeline(PARAMETERS)
+    for item in [*node.devices(), node.engine, *ALIKE[:2]]:
+        before.feed(item)
+    receipts = [receipt for receipt in until(before, node, 180.0) if not receipt.provisional]
+    assert len(receipts) == 2
+    for waiting, third in (((), "conflict"), (ALIKE[2:], "duplicate")):
+        after = Pipeline(PARAMETERS)
+        after.remember(receipts)
+        for item in [*node.devices(), node.engine]:
+            after.feed(item)
+        for event in waiting:
+            after._admission.remember(event)  # as `remember_waiting` does
+        assert [after.feed(event) for event in (*by_spans(ALIKE), *ALIKE)] == ["duplicate", "duplicate", third] * 2
 
 
 @pytest.mark.parametrize("seconds", [20.0, 70.0])

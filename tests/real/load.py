@@ -108,6 +108,23 @@ async def send(session: aiohttp.ClientSession, ask: Ask) -> Sent:
     return sent
 
 
+async def send_several(session: aiohttp.ClientSession, ask: Ask, answers: int) -> Sent:
+    """Send one request for several answers and read all of them; its generated tokens are of all together."""
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": prompt_of(ask)}],
+        "max_tokens": ask.max_tokens,
+        "ignore_eos": ask.ignore_eos,
+        "n": answers,
+    }
+    sent = Sent(ask)
+    async with session.post("/v1/chat/completions", json=body, headers={"X-Request-Id": ask.request_id}) as answer:
+        answer.raise_for_status()
+        sent.remember(await answer.read())
+    sent.ended_s = time.monotonic()
+    return sent
+
+
 async def send_all(session: aiohttp.ClientSession, asks: Sequence[Ask], concurrency: int) -> list[Sent]:
     """Send requests in order, so many at a time; the first that fails ends them all."""
     waiting = iter(asks)

@@ -15,13 +15,15 @@ from typing import Any
 
 import aiohttp
 from tests.real.engine import RealEngine, install_plugin
-from tests.real.load import Ask, Sent, make_asks, send_all
+from tests.real.load import Ask, Sent, make_asks, send_all, send_several
 from tests.support.live import LiveDaemon, Page, wait_for
 from tests.support.tools import free_port
 
 ENGINE_NAME = "real"
 CONCURRENCY = 20
 LONG_REQUESTS = 3
+SEVERAL = 3
+"""Answers to the one prompt that asks for more than one."""
 LONG_SECONDS = 60.0
 """How long a long request would last at the warm-up's pace. Under the load the engine is 3 to 5 times slower and a step
 costs more as the context grows (231 s were seen), so that it outlives the 60 s that it must.
@@ -66,6 +68,8 @@ class Observed:
     steady: list[Sent] = field(default_factory=list)
     burst: list[Sent] = field(default_factory=list)
     long: list[Sent] = field(default_factory=list)
+    several: Sent | None = None
+    several_receipts: list[dict[str, Any]] = field(default_factory=list)
     receipts: dict[str, dict[str, Any]] = field(default_factory=dict)
     late_leavers: dict[str, dict[str, Any]] = field(default_factory=dict)
     bare_receipts: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -94,7 +98,8 @@ class Observed:
     def reported_tokens(self) -> int:
         """Generated tokens of requests that reached their end."""
         late: int = sum(receipt["generation_tokens"] for receipt in self.late_leavers.values())
-        return late + sum(sent.generation_tokens for sent in self.finished)
+        several = self.several.generation_tokens if self.several else 0
+        return late + several + sum(sent.generation_tokens for sent in self.finished)
 
     def engine_delta(self, metric: str, start: str = "start", end: str = "end") -> int:
         """How far a counter of the engine's own page went between two looks."""
@@ -180,6 +185,8 @@ async def _send_load(observed: Observed, engine: RealEngine) -> None:
         observed.warm_up = await send_all(session, make_asks("warm", 6, seed=1), LONG_REQUESTS)
         long = asyncio.create_task(send_all(session, _long_asks(observed.warm_up), LONG_REQUESTS))
         observed.steady = await send_all(session, make_asks("steady", 200, seed=2), CONCURRENCY - LONG_REQUESTS)
+        ask = Ask("several", prompt_words=100, max_tokens=60, ignore_eos=True)
+        observed.several = await send_several(session, ask, SEVERAL)
         observed.engine_pages["burst_start"] = await asyncio.to_thread(engine.page)
         asks = make_asks("burst", 300, seed=3, abort_every=3)
         observed.burst = await send_all(session, asks, CONCURRENCY - LONG_REQUESTS)
@@ -221,6 +228,8 @@ def _wait_for_final_receipts(observed: Observed, daemon: LiveDaemon) -> None:
     # Without all of them the rest of the run is still worth seeing: the checks name those that are missing.
     with suppress(TimeoutError):
         wait_for(all_final, FINAL_TIMEOUT_SECONDS, "no final receipt", every_seconds=5.0)
+    assert observed.several is not None
+    observed.several_receipts = daemon.json(f"/api/v1/requests/{observed.several.response_id}?all=1")["requests"]
     for sent in observed.finished:
         if (bare := daemon.receipt(sent.ask.request_id)) is not None:
             observed.bare_receipts[sent.ask.request_id] = bare

@@ -6,7 +6,7 @@
 from typing import Any
 
 import pytest
-from tests.real.scenario import ENGINE_NAME, Observed
+from tests.real.scenario import ENGINE_NAME, SEVERAL, Observed
 
 pytestmark = [pytest.mark.real_engine, pytest.mark.timeout(1800)]
 
@@ -102,6 +102,16 @@ def test_requests_told_twice_count_once(observed: Observed) -> None:
     assert refused == {}
 
 
+def test_each_of_several_answers_to_one_prompt_has_a_receipt_of_its_own(observed: Observed) -> None:
+    """Told by both paths without a number, and counted once each."""
+    several, receipts = observed.several, observed.several_receipts
+    assert several is not None
+    assert len(receipts) == len({receipt["span_id"] for receipt in receipts}) == SEVERAL
+    assert {receipt["prompt_tokens"] for receipt in receipts} == {several.prompt_tokens}
+    assert sum(receipt["generation_tokens"] for receipt in receipts) == several.generation_tokens
+    assert all(receipt["joules"] > 0 and not receipt["provisional"] for receipt in receipts)
+
+
 def test_cached_tokens_come_from_the_plugin_as_the_client_was_told(observed: Observed, figures: Figures) -> None:
     cached = {sent.response_id: sent.cached_tokens for sent in observed.finished}
     figures["requests with cached tokens"] = sum(map(bool, cached.values()))
@@ -176,7 +186,7 @@ def test_joules_are_conserved_to_the_microjoule(observed: Observed, figures: Fig
 
 def test_receipts_are_the_owners_counters(observed: Observed, figures: Figures) -> None:
     group = group_of(observed)
-    receipts = [*observed.receipts.values(), *observed.late_leavers.values()]
+    receipts = [*observed.receipts.values(), *observed.late_leavers.values(), *observed.several_receipts]
     for part in ("prefill", "decode", "resident"):
         assert sum(microjoules(receipt[f"joules_{part}"]) for receipt in receipts) == group[f"{part}_uj"]
     total = sum(microjoules(receipt["joules"]) for receipt in receipts)

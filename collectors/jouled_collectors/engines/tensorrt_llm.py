@@ -64,9 +64,18 @@ class _Energy(Struct):
 class TensorRtLlmCollector:
     """Reads TensorRT-LLM's Prometheus page, with the names of all its releases.
 
-    As in the sources of NVIDIA/TensorRT-LLM: at commit 89fd9b7 (1.0) five families without a prefix and without tokens;
-    at 050f80d (2026) `trtllm_`, which Dynamo also spelled `trtllm:`. All token counters move when a request has ended,
-    the prompt's with cached tokens among them; aborted requests never enter. Histograms leave out zeros.
+    It met pages that the engine's own metrics code printed, at commit 050f80d of NVIDIA/TensorRT-LLM (2026; `trtllm_`,
+    which Dynamo also spelled `trtllm:`) and at 89fd9b7 (1.0: five families without a prefix and without tokens), but no
+    server. All token counters move when a request has ended, the prompt's with cached tokens among them, the generated
+    ones for each of several answers. Histograms leave out zeros. A series appears with its first use; only that of the
+    cached tokens is there from the start.
+
+    As read in its server: a request whose client left while it was streamed never enters, another one enters as
+    `cancelled`. Running and waiting requests are those of the last iteration that was told: they are asked for from a
+    request's end until half a second brought none, and only with `enable_iter_perf_stats: true`.
+
+    Servers that are given one `PROMETHEUS_MULTIPROC_DIR` show one another's series, counters added up: give each its
+    own, or none.
     """
 
     name: ClassVar[str] = "tensorrt_llm"

@@ -5,6 +5,8 @@ from jouled.model.requests import RequestEvent, RequestStart
 MAXIMUM_TOKENS = 10_000_000
 """Per request; the longest contexts offered in 2026 hold a few million tokens."""
 MAXIMUM_PREEMPTIONS = 1_000_000
+MAXIMUM_ANSWERS = 1_000_000
+"""To one prompt; vLLM makes up to VLLM_MAX_N_SEQUENCES, 16 384 as long as nobody says otherwise."""
 LONGEST_TEXT = 256
 """Characters of an id, a tenant, an adapter: they become keys and label values."""
 _LATEST_NS = 2**63 - 1
@@ -32,6 +34,8 @@ def check_request(event: RequestEvent) -> None:
             raise RefusedError("absurd_tokens", _at("cached_prompt_tokens", "more cached tokens than prompt tokens"))
     if not 0 <= event.preemptions <= MAXIMUM_PREEMPTIONS:
         raise RefusedError("absurd_count", _at("preemptions", f"not in 0..{MAXIMUM_PREEMPTIONS}"))
+    if not 0 <= event.answer <= MAXIMUM_ANSWERS:
+        raise RefusedError("absurd_count", _at("answer", f"not in 0..{MAXIMUM_ANSWERS}"))
 
 
 def check_start(event: RequestStart) -> None:

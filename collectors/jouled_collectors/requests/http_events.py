@@ -10,8 +10,9 @@ One record is an object with the fields of a recording's `request` line, times i
 `HOST:PORT` that it called, and `model`: what it sent to an engine elsewhere is left alone. A sender that measured
 durations gives `ttft_seconds` in place of `first_token_ns`, and `e2e_seconds` in place of `last_token_ns`. Optional:
 scheduled_ns, cached_prompt_tokens, outcome, trace_id, span_id, tenant, adapter, preemptions. `"type": "request_start"`
-with id and arrival_ns tells of a request in flight. `seen_ns`, which recordings have, is allowed and left out: the
-daemon stamps what it sees itself. Every other field is refused, text of prompts and answers above all.
+with id and arrival_ns tells of a request in flight. `seen_ns` and `answer`, which recordings have, are allowed and left
+out: the daemon stamps what it sees itself, and how answers to one prompt are told apart is between it and the engine.
+Every other field is refused, text of prompts and answers above all.
 """
 
 import io
@@ -73,6 +74,7 @@ class _Request(Struct, forbid_unknown_fields=True, kw_only=True):
     adapter: str = ""
     preemptions: int = 0
     seen_ns: int | None = None
+    answer: int | None = None
     server: str = ""
     model: str = ""
 

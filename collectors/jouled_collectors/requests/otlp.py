@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from jouled.api import Received, ReceivedRequest, Rejected
 from jouled_collectors.requests import dynamo_span, genai_span, sglang_span, tensorrt_llm_span, vllm_span
+from jouled_collectors.requests.answers import Answers
 from jouled_collectors.requests.checks import RefusedError
 from jouled_collectors.requests.dynamo_join import DynamoJoin
 from jouled_collectors.requests.json_body import media_type
@@ -41,6 +42,7 @@ class OtlpReceiver:
 
     def __init__(self) -> None:
         self._dynamo = DynamoJoin()
+        self._answers = Answers()
 
     def decode(self, body: bytes, content_type: str) -> Received:
         """Read an export request. Raises `MalformedBodyError` with the position of the fault."""
@@ -87,7 +89,7 @@ class OtlpReceiver:
                 continue
             requests += whole
             if request is not None:
-                requests.append(replace(request, position=position))
+                requests.append(self._answers.numbered(replace(request, position=position)))
             elif not whole:  # of no request, or of one that is not whole yet
                 ignored += 1
         refused, more = batch.rejected.kept, batch.rejected.more

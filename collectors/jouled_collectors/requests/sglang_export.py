@@ -20,7 +20,7 @@ from typing import ClassVar
 import msgspec
 from msgspec import Struct
 
-from jouled.api import EngineHint, FollowSettings, Received, ReceivedRequest, Refusals, Rejected
+from jouled.api import EngineHint, FollowSettings, LinesRead, Received, ReceivedRequest, Refusals, Rejected
 from jouled.model.requests import Outcome, RequestEvent
 from jouled.model.units import nanoseconds
 from jouled_collectors.requests.checks import RefusedError, check_request
@@ -59,7 +59,7 @@ class SglangExportReceiver:
     engine_type: ClassVar[str] = "sglang"
     pattern: ClassVar[str] = "sglang-request-metrics-*.log"
 
-    def decode_lines(self, lines: Sequence[bytes], settings: FollowSettings) -> Received:
+    def decode_lines(self, lines: Sequence[bytes], read: LinesRead, settings: FollowSettings) -> Received:  # noqa: ARG002 - its times are wall time already
         """Turn lines into requests. Positions count the lines given, from 1."""
         hint = EngineHint(engine=settings.engine, engine_type=self.engine_type)
         requests = []

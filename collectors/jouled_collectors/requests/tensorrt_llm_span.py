@@ -1,8 +1,10 @@
-"""TensorRT-LLM's span (`trtllm-serve` with `otlp_traces_endpoint` and `return_perf_metrics`). Documents only.
+"""TensorRT-LLM's span of a request (`trtllm-serve` with `otlp_traces_endpoint` and `return_perf_metrics`).
 
-Attribute names and scope are those of `tensorrt_llm/llmapi/otel_tracing.py` and `tensorrt_llm/llmapi/llm.py`
-(`init_tracer("trt.llm", …)`) of 2025. That the span is called `llm_request` as vLLM's is, that its request id is the
-executor's number, and that −1 stands for a time that the engine does not know, is believed and was not seen.
+The reader met spans that its own code printed: `do_tracing` of `executor/result.py` at 4caf1ba (2026) with
+`llmapi/tracing.py` at 0fb7f75; no server was met. The request id is the executor's number, not the response's; there is
+no count of cached tokens; −1 stands for a time that never came. A request that was cut off before its first token has
+only those and is refused. Of several answers (`n` above 1) the span tells the tokens of the one that ended last; with
+beam search there is a span for each beam.
 """
 
 from jouled.api import EngineHint, ReceivedRequest

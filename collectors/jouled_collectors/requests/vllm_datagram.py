@@ -9,7 +9,8 @@ an older reader; a change of meaning is a new version.
      "scheduled": {"prefill_tokens": 2048, "decode_tokens": 5100, "elapsed_microseconds": 5311204},
      "requests": [{"id": "chatcmpl-1", "finished": 1795423133.0357628, "first_token": 1795423132.9938424,
                    "e2e": 0.10705, "queued": 0.00004, "prefill": 0.02261, "decode": 0.04237, "prompt_tokens": 192,
-                   "cached_tokens": 128, "generation_tokens": 8, "preemptions": 0, "reason": "length"}]}
+                   "cached_tokens": 128, "generation_tokens": 8, "preemptions": 0, "reason": "length",
+                   "answer": 1}]}
 
 `lost`: requests that the plug-in could not tell of since the last datagram that it sent; left out is 0. `counts`: since
 the engine's start, so that a lost datagram loses none. `scheduled`: the same as the scheduler tells it, with
@@ -17,7 +18,9 @@ the engine's start, so that a lost datagram loses none. `scheduled`: the same as
 
 `first_token` and `finished` are Unix seconds by the front end's wall clock, when a step's output reached it
 (`IterationStats`, as read in vLLM 0.32.0 and 0.33.0); `e2e` counts from the arrival to `finished` on the same clock.
-`first_token` is `null` where it came with the last one, or is not known.
+`first_token` is `null` where it is not known; of several answers to one prompt it may be a neighbour's, some steps off.
+`answer` counts those to one prompt that have as many tokens, from 1 on; an older plug-in tells none, and those alike
+are then taken for repeats of one.
 `queued`, `prefill` and `decode` are seconds of the engine core's monotonic clock, `null` where that vLLM has none.
 """
 
@@ -73,6 +76,7 @@ class _Finished(Struct, kw_only=True):
     generation_tokens: int
     preemptions: int = 0
     reason: str = ""
+    answer: int = 1
 
 
 class VllmDatagramReceiver:
@@ -136,6 +140,7 @@ def _event(told: _Finished) -> RequestEvent:
         generation_tokens=told.generation_tokens,
         outcome=_OUTCOMES.get(told.reason, Outcome.COMPLETED),
         preemptions=told.preemptions,
+        answer=told.answer,
     )
 
 

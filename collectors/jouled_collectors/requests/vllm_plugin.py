@@ -27,6 +27,12 @@ MOST_WAITING = 1_000
 MOST_RUNNING = 10_000
 """Requests whose first token is remembered; those that are aborted never end here."""
 
+MOST_STEPS = 50
+"""Of the answers to one prompt, which begin together as long as all of them fit into the engine."""
+
+MOST_NUMBERED = 5_000
+"""Requests of which is remembered how many answers were told, and as many before them: some megabyte."""
+
 MOST_ID_CHARACTERS = 300
 """More than the daemon takes of an id, so that it refuses what is longer, and says so."""
 
@@ -44,20 +50,68 @@ _log = logging.getLogger("vllm.jouled")
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
+class Answers:
+    """Tells answers to one prompt apart (`n` above 1): vLLM gives all of them one id and one arrival, and no number.
+
+    Those with other tokens are others; of those with as many, this is the first that ended, the second and so on. What
+    has been forgotten begins with 1 again, which the daemon takes for a repeat: then an answer is missing, never twice.
+    """
+
+    def __init__(self) -> None:
+        self._newer: dict[int, int] = {}
+        self._older: dict[int, int] = {}
+
+    def number(self, record: dict[str, Any]) -> int:
+        """The number of an answer that has just ended, from 1 on."""
+        arrival = record["finished"] - record["e2e"]
+        key = hash((record["id"], arrival, record["prompt_tokens"], record["generation_tokens"]))
+        number = (self._newer.get(key) or self._older.get(key, 0)) + 1
+        self._newer[key] = number
+        if len(self._newer) >= MOST_NUMBERED:
+            self._older, self._newer = self._newer, {}
+        return number
+
+
+class FirstTokens:
+    """The steps that brought first tokens of one request: a single one, unless several answers to it were asked for."""
+
+    __slots__ = ("running", "steps")
+
+    def __init__(self, now: float) -> None:
+        self.steps = [now]
+        self.running = 1
+
+    def another(self, now: float) -> None:
+        """One more answer has begun."""
+        self.running += 1
+        if now != self.steps[-1]:
+            self.steps.append(now)
+            del self.steps[:-MOST_STEPS]
+
+    def of(self, record: dict[str, Any]) -> float:
+        """That of an answer which has ended: the one nearest to where the core's clock has it, back from the end."""
+        if len(self.steps) == 1:
+            return self.steps[0]
+        counted_back: float = record["finished"] - (record["decode"] or 0.0)
+        return min(self.steps, key=lambda step: abs(step - counted_back))
+
+
 class Teller:
     """Gathers what an engine's steps tell and sends it. Used from one thread.
 
-    path: of the daemon's socket. engine_index: the data-parallel rank. Every datagram goes to the path anew, so that a
-    daemon which was restarted is found again.
+    path: of the daemon's socket. engine_index: the data-parallel rank. answers: shared by the ranks of a process, over
+    which vLLM may spread the answers to one prompt. Every datagram goes to the path anew, so that a daemon which was
+    restarted is found again.
     """
 
-    def __init__(self, path: str, engine_index: int = 0) -> None:
+    def __init__(self, path: str, engine_index: int = 0, answers: Answers | None = None) -> None:
         self._path = path
+        self._answers = Answers() if answers is None else answers
         service_name = os.environ.get("OTEL_SERVICE_NAME", "")[:MOST_ID_CHARACTERS]
         self._about = {"service_name": service_name, "engine_index": engine_index}
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._waiting: deque[str] = deque()
-        self._first_tokens: dict[float, float] = {}
+        self._first_tokens: dict[float, FirstTokens] = {}
         self._lost: Counter[str] = Counter()
         self._counts = dict.fromkeys(("steps", "prompt_computed", "prompt_cached", "generation"), 0)
         self._scheduled: Counter[str] = Counter()
@@ -69,6 +123,7 @@ class Teller:
     def step(self, scheduler_stats: Any, iteration_stats: Any) -> None:
         """One step of the engine has ended; either of the two may be missing."""
         if iteration_stats is not None:
+            self._remember_first_tokens(iteration_stats)
             for finished in getattr(iteration_stats, "finished_requests", None) or ():
                 self._finish(finished, iteration_stats)
         now = time.monotonic()
@@ -78,7 +133,6 @@ class Teller:
         elif self._waiting and not self._is_away and not getattr(scheduler_stats, "num_running_reqs", 0):
             self.send(now)  # this may be the last step for long
         if iteration_stats is not None:
-            self._remember_first_tokens(iteration_stats)
             self._count(iteration_stats)
         details = getattr(scheduler_stats, "iteration_details", None)
         if details is not None:
@@ -117,8 +171,8 @@ class Teller:
                 self._tell_once("no_id", "jouled: this vLLM tells of requests without their ids; send spans instead")
                 return
             record = _record(request_id, finished, iteration_stats.iteration_timestamp)
-            # None where it is this very step's, or was never told.
-            record["first_token"] = self._first_tokens.pop(record["finished"] - record["e2e"], None)
+            record["first_token"] = self._first_token(record)
+            record["answer"] = self._answers.number(record)
             text = _encode(record)
             if len(text) > MOST_REQUEST_BYTES:
                 raise ValueError(f"a request takes {len(text)} bytes")  # noqa: TRY301 - one way out
@@ -129,17 +183,35 @@ class Teller:
         except Exception:  # noqa: BLE001 - one request that cannot be read costs no other, and the engine nothing
             self.fault()
 
+    def _first_token(self, record: dict[str, Any]) -> float | None:
+        """When the first token of a request came that has ended; `None` where that was never told."""
+        arrival = record["finished"] - record["e2e"]
+        first = self._first_tokens.get(arrival)
+        if first is None:
+            return None
+        first.running -= 1
+        if not first.running:
+            del self._first_tokens[arrival]
+        return first.of(record)
+
     def _remember_first_tokens(self, iteration_stats: Any) -> None:
         """Of first tokens a step tells how long they took, not whose they are: the arrival tells that.
 
         vLLM subtracts it from the step's time; the difference of two Unix times of this century is exact as a float, so
         that the same arrival comes out again here and at the request's end.
         """
-        for latency in getattr(iteration_stats, "time_to_first_tokens_iter", None) or ():
-            now = iteration_stats.iteration_timestamp
-            self._first_tokens[now - latency] = now
-        while len(self._first_tokens) > MOST_RUNNING:
-            del self._first_tokens[next(iter(self._first_tokens))]
+        try:
+            for latency in getattr(iteration_stats, "time_to_first_tokens_iter", None) or ():
+                now = iteration_stats.iteration_timestamp
+                first = self._first_tokens.get(now - latency)
+                if first is None:
+                    self._first_tokens[now - latency] = FirstTokens(now)
+                else:
+                    first.another(now)
+            while len(self._first_tokens) > MOST_RUNNING:
+                del self._first_tokens[next(iter(self._first_tokens))]
+        except Exception:  # noqa: BLE001 - requests are told without them
+            self.fault()
 
     def _count(self, iteration_stats: Any) -> None:
         counts = self._counts
@@ -210,12 +282,14 @@ def _stat_logger_base() -> Any:
 class JouledStatLogger(_stat_logger_base()):  # type: ignore[misc]  # there is no vLLM where types are checked
     """vLLM's stat logger, one for each data-parallel engine of an API server. Nothing here raises."""
 
+    _answers = Answers()  # of all ranks
+
     def __init__(self, vllm_config: object = None, engine_index: int = 0, *_: object, **__: object) -> None:
         del vllm_config
         self._teller: Teller | None = None
         if path := os.environ.get(SOCKET_VARIABLE):
             try:
-                self._teller = Teller(path, engine_index)
+                self._teller = Teller(path, engine_index, self._answers)
             except Exception:  # noqa: BLE001 - the engine starts without it
                 _log.warning("jouled: nothing will be sent", exc_info=True)
 

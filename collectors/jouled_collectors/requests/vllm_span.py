@@ -6,6 +6,8 @@ front end. The engine core's monotonic clock gives queue and prefill times. They
 without need: the front end tokenizes before the engine's queue begins, so that TTFT ≠ queue + prefill.
 """
 
+from msgspec.structs import replace
+
 from jouled.api import EngineHint, ReceivedRequest
 from jouled.model.units import nanoseconds
 from jouled_collectors.requests import span_attributes as said
@@ -33,7 +35,7 @@ def read_request(span: Span) -> ReceivedRequest:
     queue, prefill = engine_seconds(span, IN_QUEUE), engine_seconds(span, IN_PREFILL)
     scheduled = scheduled_ns(span.start_ns, tokens.first_ns, queue, prefill)
     event = request_of(span, request_id, generation_tokens, tokens, scheduled)
-    return ReceivedRequest(event=event, hint=_hint(span))
+    return ReceivedRequest(event=replace(event, answer=1), hint=_hint(span))  # `Answers` counts the further ones
 
 
 READER = SpanReader(

@@ -105,11 +105,6 @@ class SpanExporter:
         self._resource = resource_of(service_name)
         self._queue: deque[Span] = deque()
 
-    @property
-    def pending(self) -> int:
-        """Spans not yet taken."""
-        return len(self._queue)
-
     def put(self, span: Span) -> None:
         """Queue a span; the oldest one gives way when the queue is full."""
         if len(self._queue) >= _QUEUE:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from jouled.core.attribution.by_request import SAME_ARRIVAL_NS, bare_id
-from jouled.core.attribution.tellings import is_another_try, is_same
+from jouled.core.attribution.tellings import is_another_try, is_one_answer, is_same
 from jouled.model.receipt import Receipt
 from jouled.model.requests import RequestEvent, RequestStart
 from jouled.model.units import nanoseconds
@@ -20,9 +20,12 @@ GENERATION_NS = nanoseconds(300.0)
 LATEST_NS = 1 << 62
 """The year 2116: what is remembered of a request fits into 64 bits."""
 
-_ENTRY, _CONTENT = "<qqq", "<q"
+_ENTRY, _CONTENT = "<qqqq", "<q"
 REMEMBER_PER_ID = 400
-"""Of one id used for request after request: half an hour of a probe every 5 s. Each new one is held against all."""
+"""Of one id used for request after request: half an hour of a probe every 5 s. Each new one is held against all.
+
+Answers to one prompt have one id, too: beyond so many tellings no further ones are taken, as the first is forgotten.
+"""
 
 DUPLICATE, CONFLICT = "duplicate", "conflict"
 TOLD_OTHERWISE = "told_otherwise"
@@ -79,7 +82,7 @@ class Admission:
     """Refuses unsound events and duplicates. Remembers half an hour of requests, half a million at most."""
 
     def __init__(self) -> None:
-        self._by_id = _Remembered(_ENTRY, REMEMBER_PER_ID)  # arrival, content and tokens of each request of an id
+        self._by_id = _Remembered(_ENTRY, REMEMBER_PER_ID)  # arrival, content, tokens, answer of each request of an id
         self._by_span = _Remembered(_CONTENT, 1)
 
     def refuse(self, event: RequestEvent, now_ns: int) -> str:
@@ -110,7 +113,8 @@ class Admission:
         self._keep(request, content, request.last_token_ns)
 
     def _keep(self, request: RequestEvent | Receipt, content: int, seen_ns: int) -> None:
-        entry = (request.arrival_ns, content, tokens_of(request))
+        answer = request.answer if isinstance(request, RequestEvent) else 0
+        entry = (request.arrival_ns, content, tokens_of(request), answer)
         self._by_id.add(_key(request), entry, seen_ns)
 
     def _repeated(self, event: RequestEvent) -> str:
@@ -146,9 +150,13 @@ def _known_as(seen: Iterator[tuple[int, ...]], event: RequestEvent, content: int
     tellings = [entry for entry in seen if abs(entry[0] - arrival_ns) <= SAME_ARRIVAL_NS]
     if not tellings:
         return ""
-    if any(known == content for _, known, _ in tellings):
+    if any(known == content for _, known, *_ in tellings):
         return DUPLICATE
-    return TOLD_OTHERWISE if any(tokens == tokens_of(event) for *_, tokens in tellings) else CONFLICT
+    tokens = tokens_of(event)
+    if any(known == tokens and is_one_answer(answer, event.answer) for *_, known, answer in tellings):
+        return TOLD_OTHERWISE
+    is_another_answer = event.answer and any(answer for *_, answer in tellings) and len(tellings) < REMEMBER_PER_ID
+    return "" if is_another_answer else CONFLICT
 
 
 def tokens_of(request: RequestEvent | Receipt) -> int:
@@ -160,7 +168,7 @@ def content_of(event: RequestEvent) -> int:
     """A hash of all that a telling says of its request; another one in another process."""
     times = (event.scheduled_ns, event.first_token_ns, event.last_token_ns)
     tokens = (event.prompt_tokens, event.generation_tokens, event.cached_prompt_tokens)
-    return hash((times, tokens, event.outcome, event.trace_id, event.tenant, event.adapter))
+    return hash((times, tokens, event.answer, event.outcome, event.trace_id, event.tenant, event.adapter))
 
 
 class Waiting:

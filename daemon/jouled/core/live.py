@@ -185,7 +185,12 @@ class LiveTokens:
             "generation": sample.generation_tokens,
         }
         self.raw.update({name: value for name, value in told.items() if value is not None})
-        grown = {name: self._counters[name].take(value) for name, value in told.items() if value is not None}
+        departed = sample.departed_counts
+        grown = {
+            name: self._counters[name].take(value, departed.get(name, 0))
+            for name, value in told.items()
+            if value is not None
+        }
         if not counts_prompt(role):
             grown = {name: amount for name, amount in grown.items() if name == "generation"}
         if not counts_generation(role):

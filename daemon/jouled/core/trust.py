@@ -9,12 +9,12 @@ from jouled.core.ledger.tree import is_measured
 from jouled.core.live import LiveMeters
 from jouled.model.snapshot import Labels
 
-Gauge = tuple[str, Labels, float]
-"""A metric's name, its labels and its value."""
+Gauge = tuple[str, Labels, float | None]
+"""A metric's name, its labels and its value; `None`: not known, so there is no series."""
 
 
 def trust_gauges(by_name: Mapping[str, Meter], live: LiveMeters, now_ns: int) -> Iterator[Gauge]:
-    """All of them; what is not known makes none."""
+    """All of them."""
     for name, meter in by_name.items():
         yield from _of_meter(name, meter, now_ns)
     for level in levels((meter.device for meter in by_name.values()), live.preferred_sources):
@@ -41,5 +41,5 @@ def _of_meter(name: str, meter: Meter, now_ns: int) -> Iterator[Gauge]:
     yield "device_valid", (name, validity.reason), float(validity.reason == "ok")
     yield "device_known_ratio", (name,), validity.known_ratio
     yield "device_largest_gap_seconds", (name,), validity.largest_gap_seconds
-    if meter.check is not None and meter.check.ratio is not None:
+    if meter.check is not None:
         yield "device_energy_check_ratio", (name,), meter.check.ratio

@@ -105,6 +105,8 @@ class EngineSample(Struct, frozen=True, gc=False, kw_only=True, tag="engine_coun
     latencies: histograms that an SLO needs, as far as the page has them. cpu_seconds: cumulative CPU time of the
     engine's processes, not of the page. reported_energy_joules: cumulative, by the engine's own meter.
     forward_seconds: cumulative time in which its accelerators computed, by kind of step, as the engine times it.
+    departed_counts: by kind (`steps`, `prompt`, `generation`) what the counters have lost since the last sample while
+    the engine ran on, as when one of its models was unloaded: no restart, and what is left is not counted again.
     """
 
     engine: str
@@ -120,3 +122,4 @@ class EngineSample(Struct, frozen=True, gc=False, kw_only=True, tag="engine_coun
     reported_energy_joules: float | None = None
     forward_seconds: Mapping[str, float] = {}
     latencies: Mapping[Latency, LatencyHistogram] = {}
+    departed_counts: Mapping[str, int] = {}

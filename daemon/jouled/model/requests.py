@@ -18,7 +18,8 @@ class RequestEvent(Struct, frozen=True, kw_only=True, gc=False, tag="request"):
 
     arrival ≤ first token ≤ last token. `scheduled_ns`: when it left the engine's queue. `cached_prompt_tokens`: of the
     prompt tokens, those taken from the prefix cache; `None` is not told. `seen_ns`: when the event reached the daemon
-    (0: at its last token).
+    (0: at its last token). `answer`: where an engine makes several answers to one prompt and tells of each alike, which
+    of those with as many tokens, from 1 on; 0: told by somebody who knows of one answer only.
     """
 
     engine: str
@@ -37,6 +38,7 @@ class RequestEvent(Struct, frozen=True, kw_only=True, gc=False, tag="request"):
     adapter: str = ""
     preemptions: int = 0
     seen_ns: int = 0
+    answer: int = 0
 
 
 class RequestStart(Struct, frozen=True, kw_only=True, tag="request_start"):

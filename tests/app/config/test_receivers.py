@@ -13,6 +13,7 @@ from jouled.app.config.reference import render
 from jouled.app.config.toml import as_toml
 from jouled.app.runtime.plugins import Plugins, load_plugins
 from jouled.model.errors import ConfigurationError
+from jouled_collectors.requests.tensorrt_llm_files import TensorrtLlmFilesSettings
 from jouled_collectors.requests.tensorrt_llm_records import TensorrtLlmRecordsSettings
 
 TABLES = """
@@ -57,6 +58,15 @@ def test_without_a_table_nothing_is_read(plugins):
     drained = settings["tensorrt_llm_records"]
     assert isinstance(drained, DrainSettings)
     assert not drained.own
+
+
+def test_files_are_followed_with_a_setting_of_their_own(plugins):
+    tables = {"tensorrt_llm_files": {"directory": "/x", "engine": "trt-8000", "tokens_per_block": 64}}
+    settings = plugins.receiver_settings(tables)["tensorrt_llm_files"]
+    assert settings == TensorrtLlmFilesSettings(directory="/x", engine="trt-8000", tokens_per_block=64)
+    assert plugins.receiver_settings({})["tensorrt_llm_files"] == TensorrtLlmFilesSettings()
+    with pytest.raises(ConfigurationError, match=r"tensorrt_llm_files\.tokens_per_block"):
+        plugins.receiver_settings({"tensorrt_llm_files": {"tokens_per_block": 0}})
 
 
 def test_the_environment_sets_it_too(tmp_path):
@@ -130,7 +140,7 @@ class Follows:
     name = "follows"
     settings_type = FollowSettings
     pattern = "*.log"
-    def decode_lines(self, lines, settings): return Received()
+    def decode_lines(self, lines, read, settings): return Received()
 
 class Foreign(Follows):
     name = "foreign"

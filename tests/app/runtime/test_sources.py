@@ -40,7 +40,7 @@ def test_one_line_for_each_change(caplog: pytest.LogCaptureFixture) -> None:
         sources.report(report(SourceState.DOWN, "gpu_lost"))
     sources.report(report(SourceState.DENIED, "permission"))
     assert len(caplog.records) == 2
-    assert sources.views()[0].state is SourceState.DENIED
+    assert sources.view("nvml").state is SourceState.DENIED
 
 
 def test_that_a_node_lacks_what_nobody_asked_for_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:

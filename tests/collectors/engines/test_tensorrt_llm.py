@@ -1,4 +1,4 @@
-"""The TensorRT-LLM collector on pages written after the sources of 1.0 and of commit 050f80d."""
+"""The TensorRT-LLM collector on pages that its own metrics code printed, of 1.0 and of commit 050f80d."""
 
 from pathlib import Path
 
@@ -37,12 +37,13 @@ def test_is_a_collector_of_everything_and_asks_no_queue() -> None:
 
 @pytest.mark.parametrize("prefix", [b"trtllm_", b"trtllm:", b""])
 def test_a_page_with_every_prefix(prefix: bytes) -> None:
+    """Prompts of 1000, 300, 50 and 20 tokens; the third one has answers of 7 and 5, the last one was cut off at 3."""
     assert TENSORRT.page(fixture("050f80d").replace(b"trtllm_", prefix)) == EnginePage(
         model=MODEL,
         facts=FACTS,
-        prompt_tokens=1300,
+        prompt_tokens=1000 + 300 + 50 + 20,
         cached_prompt_tokens=240,
-        generation_tokens=42,
+        generation_tokens=41 + 1 + 7 + 5 + 3,
         requests_running=2,
         requests_waiting=7,
     )
@@ -58,7 +59,8 @@ def test_the_five_families_of_1_0_have_no_tokens() -> None:
     """Its labels say `undefined`."""
     page = fixture("1.0")
     assert TENSORRT.page(page) == EnginePage()
-    assert TENSORRT.latencies(page, {"ttft", "tpot", "e2el"}).keys() == {"ttft", "tpot", "e2el"}
+    read = TENSORRT.latencies(page, {"ttft", "tpot", "e2el"})
+    assert {name: histogram.counts[-1] for name, histogram in read.items()} == {"ttft": 3, "tpot": 1, "e2el": 3}
 
 
 def test_a_count_that_cannot_be_is_unknown() -> None:
@@ -68,9 +70,18 @@ def test_a_count_that_cannot_be_is_unknown() -> None:
 
 @pytest.mark.parametrize("prefix", [b"trtllm_", b"trtllm:", b""])
 def test_latencies_with_every_prefix(prefix: bytes) -> None:
-    """The request with one token has no time per output token."""
+    """Of five answers the one with one token has no time per output token."""
     read = TENSORRT.latencies(fixture("050f80d").replace(b"trtllm_", prefix), {"ttft", "tpot"})
-    assert {name: histogram.counts[-1] for name, histogram in read.items()} == {"ttft": 2, "tpot": 1}
+    assert {name: histogram.counts[-1] for name, histogram in read.items()} == {"ttft": 5, "tpot": 4}
+
+
+def test_a_series_appears_with_its_first_use() -> None:
+    """Absent is not zero: before an iteration was told nobody knows how many requests run."""
+    start, served = fixture("050f80d-start"), fixture("050f80d")
+    for name in (b"generation_tokens_total", b"num_requests_running", b"num_requests_completed_total"):
+        assert (b"\ntrtllm_" + name + b"{" in start, b"\ntrtllm_" + name + b"{" in served) == (False, True)
+    assert TENSORRT.page(start).requests_running is None
+    assert TENSORRT.latencies(start, {"ttft", "tpot", "e2el"}) == {}
 
 
 def test_sizes_as_their_short_names_say_them() -> None:

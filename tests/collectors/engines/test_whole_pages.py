@@ -11,6 +11,7 @@ from jouled.api import EngineCollector, EnginePage, LatencyCollector
 from jouled_collectors.engines.nim import NimCollector
 from jouled_collectors.engines.sglang import SglangCollector
 from jouled_collectors.engines.tensorrt_llm import TensorRtLlmCollector
+from jouled_collectors.engines.triton import TritonCollector
 from jouled_collectors.engines.vllm import VllmCollector
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "engines"
@@ -19,6 +20,7 @@ COLLECTORS: dict[str, EngineCollector] = {
     "sglang": SglangCollector(),
     "tensorrt": TensorRtLlmCollector(),
     "nim": NimCollector(),
+    "triton": TritonCollector(),
 }
 PAGES = [
     (collector, path.read_bytes()) for name, collector in COLLECTORS.items() for path in FIXTURES.glob(f"{name}-*.prom")

@@ -81,6 +81,7 @@ def test_a_line_of_a_recording_with_every_field() -> None:
         "adapter": "legal",
         "preemptions": 2,
         "seen_ns": ARRIVAL + 200_000_000,
+        "answer": 2,
     }
     expected = msgspec.structs.replace(
         TAKEN,

@@ -45,6 +45,7 @@ FIRST_SPAN = ReceivedRequest(
         generation_tokens=8,
         trace_id="0af7651916cd43dd8448eb211c80319c",
         span_id="8e48fd1e77e22a25",
+        answer=1,
     ),
     hint=EngineHint(engine_type="vllm", pid=9320, service_name="unknown_service:python3"),
     position=PLACE,
@@ -417,6 +418,7 @@ def test_valid_spans_are_read_alike_in_both_encodings(
             generation_tokens=tokens[1],
             trace_id=ids[0].hex(),
             span_id=ids[1].hex(),
+            answer=1,
         )
     ]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jouled.api import FollowSettings, Received
+from jouled.api import FollowSettings, LinesRead, Received
 from jouled.model.requests import Outcome, RequestEvent
 from jouled_collectors.requests.sglang_export import SglangExportReceiver
 
@@ -15,11 +15,12 @@ FIXTURE = Path(__file__).parents[2] / "fixtures/requests/sglang-0.5.23-export.js
 LINES = FIXTURE.read_bytes().splitlines()
 SECOND = 1_000_000_000
 MICROSECOND = 1_000
+READ = LinesRead(unix_ns=1, steady_ns=1, written_ns=1)
 RECEIVER = SglangExportReceiver()
 
 
 def decode(*lines: bytes, engine: str = "") -> Received:
-    return RECEIVER.decode_lines(lines, FollowSettings(directory="/x", engine=engine))
+    return RECEIVER.decode_lines(lines, READ, FollowSettings(directory="/x", engine=engine))
 
 
 def events() -> dict[str, RequestEvent]:

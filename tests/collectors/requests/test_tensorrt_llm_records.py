@@ -1,10 +1,11 @@
 """TensorRT-LLM's drained records: clocks, estimated tokens, and everything that can be wrong with one.
 
-The records are built as `openai_server.py` builds them; no such server was met.
+Those in the fixture were built by the methods of `openai_server.py`, those here are like them; no server was met.
 """
 
 import contextlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from jouled.model.requests import RequestEvent
 from jouled_collectors.requests import json_body
 from jouled_collectors.requests.tensorrt_llm_records import TensorrtLlmRecordsReceiver, TensorrtLlmRecordsSettings
 
+PRINTED = Path(__file__).parents[2] / "fixtures/requests/tensorrt-llm-4bc58bc-perf-metrics.json"
 SECOND = 1_000_000_000
 NOW_UNIX_NS = 1_795_000_000 * SECOND
 UPTIME_SECONDS = 5_000
@@ -62,6 +64,25 @@ def event_of(**changes: Any) -> RequestEvent:
 def seconds_ago(unix_ns: int | None) -> float:
     assert unix_ns is not None
     return (NOW_UNIX_NS - unix_ns) / SECOND
+
+
+def test_the_records_that_its_own_code_built() -> None:
+    """Drafts, blocks, a transfer of the cache; of the request that never had a token no time is told."""
+    received = RECEIVER.decode_page(PRINTED.read_bytes(), READ, SETTINGS)
+    events = [each.event for each in received.requests if isinstance(each.event, RequestEvent)]
+    told = [(event.id, event.generation_tokens, event.prompt_tokens, event.cached_prompt_tokens) for event in events]
+    assert told == [
+        ("7", 100, 3 * 32 - 16, 32),
+        ("8", 40 + 25, 4 * 32 - 16, 0),
+        ("9", 90, 3 * 32 - 16, 0),
+    ]
+    assert [seconds_ago(moment) for moment in (events[0].arrival_ns, events[0].scheduled_ns)] == pytest.approx(
+        [10.01, 9.9], abs=1e-6
+    )
+    assert [seconds_ago(moment) for moment in (events[0].first_token_ns, events[0].last_token_ns)] == pytest.approx(
+        [9.5, 5.0], abs=1e-6
+    )
+    assert [(refused.position, refused.reason) for refused in received.rejected] == [("[3]", "bad_time")]
 
 
 def test_steady_seconds_become_wall_time() -> None:
@@ -127,7 +148,7 @@ def test_an_empty_queue() -> None:
         (record(request_id=None), "wrong_type"),
         (record(request_id=""), "empty_id"),
         (record(last_token_time="soon"), "wrong_type"),
-        (record(last_token_time=None), "wrong_type"),
+        (record(last_token_time=None), "bad_time"),
         (record(last_token_time=0.0), "bad_time"),
         (record(arrival_time=-4.0), "bad_time"),
         (record(arrival_time=1e30), "bad_time"),

@@ -1,35 +1,34 @@
-"""TensorRT-LLM's span, made by hand from the attribute names of its source: no server was met."""
+"""Spans printed by TensorRT-LLM's own trace code, and what they may become."""
+
+from pathlib import Path
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from tests.support.otlp import attribute, change, decode_both
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from tests.support.otlp import change, decode_both, message
 
 from jouled.api import EngineHint, Received
 from jouled.model.requests import Outcome, RequestEvent
 
-START = 1_795_423_132_928_712_704
+BODY = (Path(__file__).parents[2] / "fixtures/requests/tensorrt-llm-4caf1ba-otlp.jsonl").read_bytes()
+START = 1_795_423_132_000_000_000
 MILLISECOND = 1_000_000
-ATTRIBUTES: dict[str, object] = {
-    "gen_ai.request.id": 2048,
-    "gen_ai.request.max_tokens": 64,
-    "gen_ai.usage.prompt_tokens": 192,
-    "gen_ai.usage.completion_tokens": 40,
-    "gen_ai.latency.time_to_first_token": 0.1,
-    "gen_ai.latency.e2e": 0.9,
-    "gen_ai.latency.time_in_queue": 0.02,
-    "gen_ai.response.finish_reasons": '["length"]',
-}
+TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 
 def decode(attributes: dict[str, object], scope: str = "trt.llm") -> Received:
-    request = ExportTraceServiceRequest()
-    resource = request.resource_spans.add()
-    resource.resource.attributes.append(attribute("service.name", "trt-0"))
-    spans = resource.scope_spans.add()
+    """The first request alone, changed."""
+    request = message(BODY)
+    spans = request.resource_spans[0].scope_spans[0]
     spans.scope.name = scope
-    span = spans.spans.add(name="llm_request", start_time_unix_nano=START, end_time_unix_nano=START + 10**9)
-    change(span, ATTRIBUTES | attributes)
+    change(spans.spans[0], attributes)
+    kept = Span.FromString(spans.spans[0].SerializeToString())
+    del spans.spans[:]
+    spans.spans.append(kept)
     return decode_both(request)
+
+
+def events() -> list[RequestEvent]:
+    return [each.event for each in decode_both(message(BODY)).requests if isinstance(each.event, RequestEvent)]
 
 
 def told(attributes: dict[str, object]) -> RequestEvent:
@@ -39,17 +38,45 @@ def told(attributes: dict[str, object]) -> RequestEvent:
 
 
 def test_a_request_with_all_its_times() -> None:
-    assert told({}) == RequestEvent(
+    first = events()[0]
+    assert first == RequestEvent(
         engine="",
         id="2048",
         arrival_ns=START,
         scheduled_ns=START + 20 * MILLISECOND,
         first_token_ns=START + 100 * MILLISECOND,
-        last_token_ns=START + 900 * MILLISECOND,
+        last_token_ns=START + 880 * MILLISECOND,
         prompt_tokens=192,
         generation_tokens=40,
+        trace_id=TRACE,
+        span_id=first.span_id,
     )
     assert decode({}).requests[0].hint == EngineHint(engine_type="tensorrt_llm", service_name="trt-0")
+
+
+def test_all_that_were_printed() -> None:
+    """Of the one with two answers the later one's tokens are told; the one cut off in the queue has no times at all."""
+    received = decode_both(message(BODY))
+    assert [(event.id, event.generation_tokens, event.outcome) for event in events()] == [
+        ("2048", 40, Outcome.COMPLETED),
+        ("2049", 12, Outcome.CANCELLED),
+        ("2051", 5, Outcome.COMPLETED),
+        ("2052", 1, Outcome.COMPLETED),
+        ("2053", 40, Outcome.COMPLETED),
+        ("2054", 8, Outcome.FAILED),
+    ]
+    assert [(refused.position[-8:], refused.reason) for refused in received.rejected] == [("spans[2]", "bad_latency")]
+    assert not received.ignored
+
+
+def test_both_halves_of_a_split_request_are_of_one_trace_and_have_numbers_of_their_own() -> None:
+    context, generation = events()[3:5]
+    assert (context.trace_id, generation.trace_id) == (TRACE, TRACE)
+    assert context.first_token_ns == context.last_token_ns == START + 100 * MILLISECOND
+
+
+def test_scheduled_at_once() -> None:
+    assert events()[-1].scheduled_ns == START
 
 
 def test_the_scope_tells_it_from_vllm() -> None:

@@ -66,6 +66,7 @@ def test_a_request_lies_where_the_front_end_saw_it() -> None:
         generation_tokens=8,
         outcome=Outcome.COMPLETED,
         preemptions=2,
+        answer=1,
     )
 
 
@@ -136,6 +137,9 @@ def test_a_negative_count_of_cached_tokens_is_none_at_all() -> None:
         ({"generation_tokens": 1.5}, "wrong_type"),
         ({"cached_tokens": 193}, "absurd_tokens"),
         ({"preemptions": -1}, "absurd_count"),
+        ({"answer": -1}, "absurd_count"),
+        ({"answer": 2**63}, "absurd_count"),
+        ({"answer": None}, "wrong_type"),
     ],
 )
 def test_a_request_that_is_wrong_is_refused_alone(changed: dict[str, object], reason: str) -> None:

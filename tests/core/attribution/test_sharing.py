@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.core.scenario import START, request
 
+from jouled.core.attribution.cell_rates import Split
 from jouled.core.attribution.cells import CELL_NS, cell_of, start_of
-from jouled.core.attribution.engine import EngineBook, Split
+from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.sharing import SharedTime
 from jouled.model.engine import Engine
 from jouled.model.parameters import Parameters

@@ -303,4 +303,4 @@ def test_without_any_reading_tokens_are_counted_and_nothing_piles_up():
         pipeline.advance(t_ns)
     counters = pipeline.snapshot(t_ns).counters["unreported_tokens_total"]
     assert counters["e", "tiny-8B", "generation"] == pytest.approx(1199 * 5, rel=0.3)
-    assert len(pipeline._unreported["e"]._by_cell) < 200
+    assert len(pipeline._engines.unreported["e"]._by_cell) < 200

@@ -27,7 +27,10 @@ _FORWARDED = "otlp"
 
 
 class Front:
-    """Answers for the server, out of the parts of the daemon. `is_ready` and `ticked` are set by the daemon."""
+    """Answers for the server, out of the parts of the daemon. `is_ready` and `ticked` are set by the daemon.
+
+    refused: what the doors refuse, counted by its reason.
+    """
 
     def __init__(
         self,
@@ -60,7 +63,7 @@ class Front:
         self._pseudonyms = pseudonyms
         self._shows_receipts = shows_receipts
         self._off = off
-        self._refused = Counter() if refused is None else refused
+        self.refused = Counter() if refused is None else refused
 
     def door(self, ingests: Sequence[HttpIngest], token: str | None) -> Door:
         """All of it, as the server wants it."""
@@ -78,7 +81,7 @@ class Front:
             health=self._health,
             ready=self._ready,
             token=token,
-            refused=self._refused,
+            refused=self.refused,
             off=self._off,
         )
 

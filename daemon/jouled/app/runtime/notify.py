@@ -22,10 +22,6 @@ class Notifier:
         """The daemon serves."""
         self._send(f"READY=1\nSTATUS={_one_line(status)}")
 
-    def status(self, status: str) -> None:
-        """What `systemctl status` shows."""
-        self._send(f"STATUS={_one_line(status)}")
-
     def watchdog(self) -> None:
         """The daemon is alive."""
         if self.watchdog_seconds is not None:

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 
 from jouled.app.config import Config, RunOptions
 from jouled.app.runtime import heap, log
-from jouled.app.runtime.daemon import STOP_SECONDS, Companion, Daemon
+from jouled.app.runtime.companion import Companion
+from jouled.app.runtime.daemon import STOP_SECONDS, Daemon
 from jouled.app.runtime.reloads import Reloads
 from jouled.app.runtime.signals import Signals
 from jouled.model.errors import JouledError

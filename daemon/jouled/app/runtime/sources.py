@@ -63,10 +63,6 @@ class Sources:
         """The source now; `None` before its first report."""
         return self._views.get(source)
 
-    def views(self) -> tuple[SourceView, ...]:
-        """All sources now, by name."""
-        return tuple(self._views[name] for name in sorted(self._views))
-
 
 def _because(report: SourceReport) -> str:
     mend = f". {report.mend}" if report.mend else ""

@@ -7,8 +7,9 @@ from jouled.core.accounting.cost import co2e_grams, energy_cost
 from jouled.core.accounting.verdicts import Tiers, is_good, tpot_seconds
 from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.group import Final
+from jouled.core.attribution.means import outline
 from jouled.core.attribution.request import Prefix, Request
-from jouled.core.attribution.roles import HALVES
+from jouled.core.attribution.roles import HALVES, served
 from jouled.core.attribution.uncertainty import Bands, Doubt
 from jouled.model.device import Quality
 from jouled.model.engine import Engine
@@ -87,10 +88,10 @@ def provisional_receipt(
     event: RequestEvent, book: EngineBook, parameters: Parameters, quality: Quality, wall_offset_ns: int
 ) -> Receipt | None:
     """A receipt before the cells have closed: the request's work at the engine's recent mean joules per unit."""
-    means = book.mean_rates()
+    means = book.lately.rates()
     if means is None:
         return None
-    request = book.outline(event, means)
+    request = outline(served(event, book.engine.role), means)
     amounts = [1e-6 * part for part in (request.prefill_total, request.decode_total, request.resident)]
     prefill, decode, resident = (round(amount, 6) for amount in amounts)
     total = round(prefill + decode + resident, 6)
@@ -196,10 +197,10 @@ def _unmetered_joules(request: Request, book: EngineBook, means: Prefix | None) 
     """What a request may have used while no meter told, at the engine's recent means; `None` before anything ran."""
     if means is None:
         return None
-    outline = book.outline(request.event, means)
-    work = outline.work
+    whole = outline(served(request.event, book.engine.role), means)
+    work = whole.work
     share = min(request.unmetered_ns / max(work.last_ns - work.start_ns, 1), 1.0)
-    return 1e-6 * share * outline.total
+    return 1e-6 * share * whole.total
 
 
 def _validity(flags: Sequence[str]) -> str:

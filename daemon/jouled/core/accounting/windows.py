@@ -36,9 +36,10 @@ class RatioWindow:
         new, old = self._values[-1].get(name), self._values[0].get(name)
         return None if new is None or old is None else new - old
 
-    def seconds(self) -> float:
-        """Length of the window now."""
-        return (self._times[-1] - self._times[0]) / 1e9 if len(self._times) > 1 else 0.0
+    def per_second(self, name: str) -> float | None:
+        """Rate of a quantity over the window; `None` where it was not known at both ends."""
+        increase = self.increase(name)
+        return None if increase is None else increase / ((self._times[-1] - self._times[0]) / 1e9)
 
     def ratio(self, numerator: str, denominator: str) -> float | None:
         """Quotient of two increases; `None` where the denominator did not grow."""

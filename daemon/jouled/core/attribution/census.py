@@ -37,13 +37,17 @@ class Monotone:
         self._raw: int | None = None
         self.total = 0
 
-    def take(self, raw: int | None) -> int:
-        """Take a reading (`None`: the page lacks it); returns the increase."""
+    def take(self, raw: int | None, departed: int = 0) -> int:
+        """Take a reading (`None`: the page lacks it); returns the increase.
+
+        departed: what of the last reading is no longer in this one, although the process is the same.
+        """
         if raw is None:
             return 0
         last, self._raw = self._raw, raw
         if last is None:
             return 0
+        last = max(last - departed, 0)
         increase = raw - last if raw >= last else raw
         self.total += increase
         return increase
@@ -186,11 +190,11 @@ class Census:
         """Take a sample of the page; returns what its counters grew by. One older than the last is ignored."""
         if self._times and sample.t_ns <= self._times[-1]:
             return {}
-        counters = self._counters
+        counters, departed = self._counters, sample.departed_counts.get
         grown = {
-            "steps": counters["steps"].take(sample.steps),
-            "generation": counters["generation"].take(sample.generation_tokens),
-            "prompt": counters["prompt"].take(sample.prompt_tokens),
+            "steps": counters["steps"].take(sample.steps, departed("steps", 0)),
+            "generation": counters["generation"].take(sample.generation_tokens, departed("generation", 0)),
+            "prompt": counters["prompt"].take(sample.prompt_tokens, departed("prompt", 0)),
             "cached": counters["cached"].take(sample.cached_prompt_tokens),
         }
         look = Look(sample.t_ns, sample.requests_running, sample.requests_waiting)

@@ -6,24 +6,25 @@ energy over the channels and reads requests out as their last cell closes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from jouled.core.attribution.by_request import ByRequest
+from jouled.core.attribution.cell_rates import Split, cell_rates, expected_of, integrals, shared_time
 from jouled.core.attribution.cells import CELL_NS, CELL_SECONDS, cell_of, start_of
 from jouled.core.attribution.census import Census
 from jouled.core.attribution.counters_only import CountedWork, Silence
 from jouled.core.attribution.decode import SPECULATES, Decoding
+from jouled.core.attribution.estimated_steps import EstimatedSteps
 from jouled.core.attribution.in_flight import ABANDON_NS, Decode, InFlight
 from jouled.core.attribution.learning import Learning
-from jouled.core.attribution.load import Load, Row
+from jouled.core.attribution.load import Load, Lost, Row
 from jouled.core.attribution.lost import LostWork
+from jouled.core.attribution.means import Lately, Means
 from jouled.core.attribution.pending import Pending, order_of
-from jouled.core.attribution.priors import Betas, betas
+from jouled.core.attribution.priors import betas
 from jouled.core.attribution.request import DECODE, DONE, IN_FLIGHT, ZERO, Integrals, Parts, Prefix, Request
 from jouled.core.attribution.roles import Served, served
 from jouled.core.attribution.service_start import KEEP_CELLS, SHORTEST_PREFILL_NS, ServiceStart
-from jouled.core.attribution.sharing import SharedTime
-from jouled.core.attribution.step_clock import CHUNK_TOKENS, StepClock
+from jouled.core.attribution.step_clock import StepClock
 from jouled.core.attribution.tellings import described, merged
 from jouled.core.attribution.uncertainty import Doubt
 from jouled.core.attribution.work import Work
@@ -32,8 +33,6 @@ from jouled.model.parameters import IdlePolicy, Parameters
 from jouled.model.requests import RequestEvent, RequestStart
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
 
-STEP_RATIO_WEIGHT = 0.2
-MEAN_DECAY = 0.999
 GAPS_MAX = 1000
 """So many silences of meters are remembered, for requests that last through them."""
 LEARNED = (
@@ -44,19 +43,10 @@ LEARNED = (
     "_starts",
     "_clock",
     "_learning",
-    "_step_ratio",
-    "_spent",
-    "_worked",
+    "_estimated_steps",
+    "lately",
 )
 """What stays true of an engine when the devices around it are grouped anew."""
-
-
-class Split(NamedTuple):
-    """One cell's energy of one engine, microjoules: `energy` of its devices, of which `idle` is nobody's."""
-
-    energy: int
-    idle: int
-    static: float
 
 
 class EngineBook:
@@ -80,17 +70,12 @@ class EngineBook:
         self.next_cell: int | None = None
         self._first_cell = 0
         self._prefix: Integrals = ZERO
-        self._rates = ZERO
-        self._row = Row()
-        self._shared: SharedTime | None = None
         self._looked: set[int] = set()
-        self._cell_ns = 0
-        self._step_ratio = 1.0
         self._clock = StepClock()
+        self._estimated_steps = EstimatedSteps()
         self._learning = Learning(mixture=self.betas.is_mixture)
         self._learns_ratios = parameters.learn_ratios
-        self._spent = [0.0] * 6
-        self._worked = [0.0] * 6
+        self.lately = Lately()
         self._carried: ByRequest[Parts] = ByRequest()
         self._gaps: list[tuple[int, int]] = []
         self.unreported_uj = 0.0
@@ -122,12 +107,11 @@ class EngineBook:
 
     # what is told
 
-    def sample(self, sample: EngineSample) -> dict[str, int]:
-        """Take a sample of the engine's page; returns what its counters grew by."""
+    def sample(self, sample: EngineSample) -> None:
+        """Take a sample of the engine's page."""
         grown = self.census.sample(sample)
         if grown.get("generation") or grown.get("prompt"):
             self.silence.moved(sample.t_ns)
-        return grown
 
     def started(self, start: RequestStart) -> None:
         """A request is known to be in flight."""
@@ -302,18 +286,8 @@ class EngineBook:
         for part in self._pending.before(until_cell):
             yield Decode(part.event.first_token_ns, part.last_ns, part.generated)
 
-    def _means(self, rows: Sequence[Row] = ()) -> "Means":
-        """Of what closed lately; before anything did, of the range that is being swept."""
-        _, _, _, kv, decode, decoders = self._worked
-        if decode <= 1.0:
-            kv, decode = sum(row.kv for row in rows), sum(row.decode for row in rows)
-            decoders = sum(row.decoders for row in rows)
-        return Means(
-            computed=self.lost.mean_computed,
-            prefill_seconds=max(self.lost.mean_prefill_seconds, 0.001),
-            tpot_seconds=decoders / decode if decode > 1.0 else 0.03,
-            context=kv / decode if decode > 1.0 else self.lost.mean_computed,
-        )
+    def _means(self, rows: Sequence[Row] = ()) -> Means:
+        return self.lately.means(self.lost.mean_computed, self.lost.mean_prefill_seconds, rows)
 
     def _pace(self, begin: int, rows: Sequence[Row]) -> None:
         """When the steps of a swept range happened, and with them the decoding."""
@@ -325,29 +299,12 @@ class EngineBook:
         if counted:
             self._clock.observe_tokens(per_step)
         else:
-            self._estimate_steps(begin, rows)
-
-    def _estimate_steps(self, begin: int, rows: Sequence[Row]) -> None:
-        """Steps from what each member decodes, by the ratio of counted to estimated ones as far as it is known."""
-        for row in rows:
-            if row.decoders > 0.0:
-                row.steps = row.decode / row.decoders * min(row.decoders, CELL_SECONDS * row.busy)
-            elif row.prefill > 0.0:
-                row.steps = row.prefill / CHUNK_TOKENS
-        counted = _counted_over(self.census, "steps", begin, len(rows))
-        if counted is not None:
-            low, high, steps = counted
-            estimated = sum(row.steps for row in rows[low - begin : high - begin])
-            if estimated > 20 and steps > 0:
-                ratio = min(max(steps / estimated, 0.05), 4.0)
-                self._step_ratio += STEP_RATIO_WEIGHT * (ratio - self._step_ratio)
-        for row in rows:
-            row.steps *= self._step_ratio
+            self._estimated_steps.fill(self.census, begin, rows)
 
     def learn(self, rows: Sequence[Row], above_idle_uj: Sequence[float], idle_uj: float, *, idle_guessed: bool) -> None:
         """Hold a swept range against what its cells used above idle; for an engine that has its devices alone."""
         busy = [row.busy for row in rows]
-        expected = [self._expected(row, self.betas) for row in rows]
+        expected = [expected_of(row, self.betas) for row in rows]
         told = min(1.0 if self.lost.coverage is None else self.lost.coverage, 1.0 - self.lost.mismatch)
         prefill_seconds = self.lost.mean_prefill_seconds
         if idle_guessed != self._learning.idle_guessed:
@@ -366,91 +323,27 @@ class EngineBook:
 
     def expected_uj(self, row: Row) -> float:
         """Expected dynamic energy of a row in the priors' scale; only ratios of it are used."""
-        return sum(self._expected(row, self._prices))
-
-    def _expected(self, row: Row, beta: Betas) -> tuple[float, float, float, float, float]:
-        lost = row.lost
-        if lost is None:
-            return (
-                beta.step * beta.weight_reads(row.steps, row.prefill + row.decode),
-                beta.prefill * row.prefill,
-                beta.attention * row.attention,
-                beta.decode * row.decode,
-                beta.kv * row.kv,
-            )
-        return (
-            beta.step * beta.weight_reads(row.steps, row.prefill + lost.prefill + row.decode + lost.decode),
-            beta.prefill * (row.prefill + lost.prefill),
-            beta.attention * (row.attention + lost.attention),
-            beta.decode * (row.decode + lost.decode),
-            beta.kv * (row.kv + lost.kv),
-        )
+        return sum(expected_of(row, self._prices))
 
     def close(self, cell: int, row: Row, split: Split) -> tuple[int, list[Request]]:
         """Close one cell; returns microjoules that nothing explains, and the requests that are final now."""
-        self._cell_ns = start_of(cell)
         self.next_cell = cell + 1
         residents = row.resident + (row.lost.resident if row.lost else 0.0)
-        self._shared = self._shared_time(cell, row)
-        unexplained = self._set_rates(row, split, residents)
-        if row.lost:
-            self._book_lost(row, residents)
+        shared = shared_time(cell, row)
+        shared_seconds = residents if shared is None else shared.busy_seconds
+        all_dynamic = self._policy is IdlePolicy.DYNAMIC
+        rates, spent, unexplained = cell_rates(row, split, self._prices, shared_seconds, all_dynamic=all_dynamic)
+        if spent:
+            self.lately.take(row, residents, spent)
+        if row.lost and residents > 0.0:
+            self._book_lost(row.lost, rates)
         watts = (split.energy - split.idle) * 1e-6 / CELL_SECONDS
-        self._row = row
-        at = self._integrals()
+        at = integrals(self._prefix, rates, cell, row, shared)
         finals = self._read_out(row, at, watts / max(residents / CELL_SECONDS, 1.0))
         self._prefix = at(start_of(cell + 1))
         return unexplained, finals
 
-    def _shared_time(self, cell: int, row: Row) -> SharedTime | None:
-        """Where residents change within a cell, who was there when; lost work has members, but no times."""
-        if row.lost:
-            return None
-        changes = [(request.work.begin_ns, 1) for request in row.starting]
-        changes += [(request.work.end_ns, -1) for request in row.ending]
-        shared = SharedTime(start_of(cell), row.members, changes) if changes else None
-        return shared if shared is not None and shared.busy_seconds > 0.0 else None
-
-    def _set_rates(self, row: Row, split: Split, residents: float) -> int:
-        """λ of every channel in this cell, microjoules per unit of work; returns what nothing explains."""
-        held = split.energy - split.idle
-        if not row.active or held <= 0:
-            self._rates = ZERO
-            return max(held, 0)
-        expected = self._expected(row, self._prices)
-        total = sum(expected)
-        static, dynamic = min(split.static, float(held)), held - min(split.static, float(held))
-        if self._policy is IdlePolicy.DYNAMIC and total > 0.0:
-            static, dynamic = 0.0, float(held)
-        shared = residents if self._shared is None else self._shared.busy_seconds
-        if total <= 0.0:
-            self._rates = Prefix(resident=static / shared if shared else 0.0)
-            return int(dynamic)
-        scale = dynamic / total
-        beta = self._prices
-        self._rates = Prefix(
-            resident=static / shared,
-            step=scale * expected[0] / shared,
-            prefill=scale * beta.prefill,
-            attention=scale * beta.attention,
-            decode=scale * beta.decode,
-            kv=scale * beta.kv,
-        )
-        self._remember(row, residents, static, scale, expected)
-        return 0
-
-    def _remember(self, row: Row, residents: float, static: float, scale: float, expected: Sequence[float]) -> None:
-        spent, worked = self._spent, self._worked
-        spent[0] = MEAN_DECAY * spent[0] + static
-        for channel, share in enumerate(expected, start=1):
-            spent[channel] = MEAN_DECAY * spent[channel] + scale * share
-        for index, work in enumerate((residents, row.prefill, row.attention, row.kv, row.decode, row.decoders)):
-            worked[index] = MEAN_DECAY * worked[index] + work
-
-    def _book_lost(self, row: Row, residents: float) -> None:
-        lost, rates = row.lost, self._rates
-        if lost is None or residents <= 0.0:
-            return
+    def _book_lost(self, lost: Lost, rates: Prefix) -> None:
         if self.by_counters:
             self.counted.book(lost, rates)
             return
@@ -461,30 +354,6 @@ class EngineBook:
             + rates.decode * lost.decode
             + rates.kv * lost.kv
         )
-
-    def _integrals(self) -> Callable[[int], Integrals]:
-        """The integrals from the range's begin to an instant of the cell that is being closed, its end included."""
-        cell_ns, pace, elapsed = self._cell_ns, self._row.pace, self._row.elapsed
-        shared_at = None if self._shared is None else self._shared.at
-        resident, step, prefill, attention, decode, kv, moment = self._prefix
-        resident_rate, step_rate, prefill_rate, attention_rate, decode_rate, kv_rate, _ = self._rates
-
-        def at(t_ns: int) -> Integrals:
-            seconds = (t_ns - cell_ns) / NANOSECONDS_PER_SECOND
-            paced = pace * seconds
-            shared = seconds if shared_at is None else shared_at(t_ns)
-            kv_paced = kv_rate * paced
-            return (
-                resident + resident_rate * shared,
-                step + step_rate * shared,
-                prefill + prefill_rate * seconds,
-                attention + attention_rate * seconds,
-                decode + decode_rate * paced,
-                kv + kv_paced,
-                moment + kv_paced * (elapsed + paced / 2),
-            )
-
-        return at
 
     def _read_out(self, row: Row, at: Callable[[int], Integrals], watts_each: float) -> list[Request]:
         """Give requests what is theirs where they start, turn to decode and end; returns those that are final."""
@@ -596,75 +465,15 @@ class EngineBook:
         for name in LEARNED:
             setattr(self, name, getattr(former, name))
 
-    def outline(self, event: RequestEvent, means: Prefix) -> Request:
-        """A request's share at the engine's means, as if nothing else were known of it."""
-        part = served(event, self.engine.role)
-        start_ns = part.earliest_ns
-        first_ns = max(event.first_token_ns, start_ns + 1)
-        computed = event.prompt_tokens - part.cached
-        work = Work(
-            start_ns,
-            first_ns,
-            max(part.last_ns, first_ns),
-            computed,
-            part.cached,
-            event.prompt_tokens,
-            part.generated,
-            start_ns,
-        )
-        request = Request(event, work, ())
-        prefill_seconds = (first_ns - start_ns) / NANOSECONDS_PER_SECOND
-        decode_seconds = (work.last_ns - first_ns) / NANOSECONDS_PER_SECOND
-        decoded = work.decode_rate * decode_seconds
-        request.resident = means.resident * (prefill_seconds + decode_seconds)
-        request.prefill_step = means.step * prefill_seconds
-        request.prefill = means.prefill * computed
-        request.attention = means.attention * work.attention_rate * prefill_seconds
-        request.decode_step = means.step * decode_seconds
-        request.decode = means.decode * decoded
-        request.kv = means.kv * decoded * (work.prompt + decoded / 2)
-        return request
-
-    def mean_rates(self) -> Prefix | None:
-        """Mean microjoules per unit of work lately; `None` before anything ran."""
-        spent, worked = self._spent, self._worked
-        if worked[0] <= 0.0:
-            return None
-        units = (worked[0], worked[0], worked[1], worked[2], worked[4], worked[3])
-        rates = [s / w if w > 0.0 else 0.0 for s, w in zip(spent, units, strict=True)]
-        return Prefix(*rates)
-
     def doubt(self) -> Doubt:
         """What the uncertainty of requests that become final in the cell last closed depends on."""
         return Doubt(
-            shares=tuple(self._spent),
+            shares=tuple(self.lately.spent),
             architecture=self.betas.knows_architecture,
             steps_counted=self.census.counts_steps,
             coverage=self.lost.coverage,
-            means=self.mean_rates(),
+            means=self.lately.rates(),
         )
-
-
-class Means(NamedTuple):
-    """Mean figures of an engine's reported requests, where one is missing."""
-
-    computed: float
-    prefill_seconds: float
-    tpot_seconds: float
-    context: float
-
-
-def _counted_over(census: Census, name: str, begin: int, count: int) -> tuple[int, int, float] | None:
-    """(first cell, end cell, increase) of a counter over the part of a range that looks cover; `None` without."""
-    looks = [look for look in census.looks if getattr(look, name) is not None]
-    if len(looks) < 2:
-        return None
-    low = max(begin, cell_of(looks[0].t_ns + CELL_NS - 1))
-    high = min(begin + count, cell_of(looks[-1].t_ns))
-    if high <= low:
-        return None
-    start, end = census.counter_at(name, start_of(low)), census.counter_at(name, start_of(high))
-    return None if start is None or end is None else (low, high, end - start)
 
 
 def _unmetered(event: RequestEvent, flag: str) -> Request:

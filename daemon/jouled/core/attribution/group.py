@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from jouled.core.attribution.cell_rates import Split
 from jouled.core.attribution.cells import cell_of, start_of
-from jouled.core.attribution.engine import EngineBook, Split
+from jouled.core.attribution.engine import EngineBook
 from jouled.core.attribution.host import HostBook
 from jouled.core.attribution.idle import IdlePower
 from jouled.core.attribution.interpolation import Lags, Shape, edge_values
@@ -24,7 +25,7 @@ from jouled.core.attribution.request import Request
 from jouled.core.attribution.uncertainty import Doubt
 from jouled.core.ledger.counters import SILENCE_NS
 from jouled.core.ledger.meter import Meter
-from jouled.model.device import Device
+from jouled.model.device import Device, Quality
 from jouled.model.parameters import IdlePolicy
 from jouled.model.snapshot import Owner
 from jouled.model.units import nanoseconds
@@ -37,7 +38,7 @@ GAP_CELLS = 3000
 """Five minutes without any energy are a gap."""
 
 
-_order = attrgetter("event.id", "event.arrival_ns")
+_order = attrgetter("event.id", "event.arrival_ns", "event.generation_tokens", "event.answer")
 """The order in which requests of one engine become final, whatever the order in which they came."""
 
 CellEnergy = dict[str, int]
@@ -119,9 +120,9 @@ class DeviceGroup:
         self._measured_base_uj = 0
 
     @property
-    def estimated(self) -> bool:
-        """Whether any device's energy is a guess: then the whole group's is."""
-        return any(meter.estimated for meter in self.meters)
+    def quality(self) -> Quality:
+        """Estimated where any device's energy is a guess: then the whole group's is."""
+        return Quality.ESTIMATED if any(meter.estimated for meter in self.meters) else Quality.MEASURED
 
     @property
     def edge_ns(self) -> int | None:

@@ -2,17 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from jouled.core.attribution.by_request import ByRequest
 from jouled.core.attribution.census import SKEW_NS, Census
+from jouled.core.attribution.means import Means
 from jouled.core.attribution.request import IN_FLIGHT, Request
 from jouled.core.attribution.work import Work
 from jouled.model.requests import RequestEvent, RequestStart
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
-
-if TYPE_CHECKING:
-    from jouled.core.attribution.engine import Means
 
 ABANDON_NS = nanoseconds(3600.0)
 """A request in flight for longer is taken for lost."""
@@ -71,7 +69,7 @@ class InFlight:
         census: Census,
         begin_ns: int,
         end_ns: int,
-        means: "Means",
+        means: Means,
         told: Iterable[Decode] | None,
     ) -> list[Request]:
         """A request for each, with mean figures, over the range of time that is about to close.
@@ -101,7 +99,7 @@ class InFlight:
         return [*seen[:most], *(start for start in begun if start.arrival_ns > seen_ns)]
 
 
-def _stand_in(start: RequestStart, begin_ns: int, end_ns: int, means: "Means", tpot_seconds: float) -> Request:
+def _stand_in(start: RequestStart, begin_ns: int, end_ns: int, means: Means, tpot_seconds: float) -> Request:
     first_ns = min(start.arrival_ns + nanoseconds(means.prefill_seconds), end_ns)
     generated = 1 + max(0, round((end_ns - first_ns) / NANOSECONDS_PER_SECOND / tpot_seconds))
     work = Work(

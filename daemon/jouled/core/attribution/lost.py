@@ -6,19 +6,17 @@ where the counter ran ahead, with the mean shape of reported requests (attributi
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from jouled.core.attribution.cells import CELL_SECONDS, cell_of, start_of
 from jouled.core.attribution.census import Census
 from jouled.core.attribution.load import Lost, Row
+from jouled.core.attribution.means import Means
 from jouled.core.attribution.request import IN_FLIGHT
 from jouled.core.attribution.work import Work
 from jouled.model.engine import CounterSemantics
 from jouled.model.requests import RequestEvent
 from jouled.model.units import NANOSECONDS_PER_SECOND, nanoseconds
-
-if TYPE_CHECKING:
-    from jouled.core.attribution.engine import Means
 
 THRESHOLD = 0.03
 NOISE_FLOOR_TOKENS = 8.0
@@ -116,7 +114,7 @@ class LostWork:
         if self._carry[name] > 0.0:
             self._carry[name] = max(self._carry[name] - tokens, 0.0)
 
-    def assess(self, census: Census, begin: int, rows: Sequence[Row], means: "Means") -> None:
+    def assess(self, census: Census, begin: int, rows: Sequence[Row], means: Means) -> None:
         """Add lost work to the rows of a settled range, if looks come often enough to tell it from noise."""
         looks = census.around(start_of(begin), start_of(begin + len(rows)))
         if any(after.t_ns - before.t_ns > LONGEST_INTERVAL_NS for before, after in pairwise(looks)):
@@ -184,7 +182,7 @@ class LostWork:
         self._carry[name] = max(balance - lost, -CARRY_LIMITS * limit)
         return lost
 
-    def _add(self, rows: Sequence[Row], means: "Means", *, generated: float, computed: float) -> None:
+    def _add(self, rows: Sequence[Row], means: Means, *, generated: float, computed: float) -> None:
         seconds = generated * means.tpot_seconds + computed / max(self.mean_computed, 1.0) * self.mean_prefill_seconds
         if 0.0 < seconds <= sum(row.resident for row in rows):
             # There is room for it beside the known requests: the engine was not at work while nobody was there.

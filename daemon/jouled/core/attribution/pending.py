@@ -6,7 +6,7 @@ from operator import attrgetter
 from jouled.core.attribution.roles import Served
 from jouled.model.requests import RequestEvent
 
-_order = attrgetter("event.id", "event.arrival_ns")
+_order = attrgetter("event.id", "event.arrival_ns", "event.generation_tokens", "event.answer")
 
 
 class Pending:
@@ -67,6 +67,6 @@ class Pending:
         self._by_cell.clear()
 
 
-def order_of(event: RequestEvent) -> tuple[str, str, int]:
+def order_of(event: RequestEvent) -> tuple[str, str, int, int, int]:
     """The order in which requests are taken, whatever the order in which they came."""
-    return event.engine, event.id, event.arrival_ns
+    return event.engine, event.id, event.arrival_ns, event.generation_tokens, event.answer

@@ -14,13 +14,20 @@ _GRAVITY = {Outcome.COMPLETED: 0, Outcome.CANCELLED: 1, Outcome.FAILED: 2}
 def is_same(known: RequestEvent, event: RequestEvent) -> bool:
     """Whether both tell of one request: one id, one arrival, and the same tokens as far as it ran to its end.
 
-    Of a request that was cut off a gateway has seen fewer tokens than the engine made, at the same time.
+    Of a request that was cut off a gateway has seen fewer tokens than the engine made, at the same time. Where both
+    tell of answers, each answer is a request of its own.
     """
-    if not _is_near(known, event):
+    if not _is_near(known, event) or not is_one_answer(known.answer, event.answer):
         return False
     if known.prompt_tokens == event.prompt_tokens and known.generation_tokens == event.generation_tokens:
         return True
-    return _was_cut_off(known, event) and not _is_apart(known, event)
+    are_answers = known.answer and event.answer
+    return not are_answers and _was_cut_off(known, event) and not _is_apart(known, event)
+
+
+def is_one_answer(known: int, answer: int) -> bool:
+    """Whether of answers with as many tokens two numbers may mean the same one; 0 may mean any."""
+    return known == answer or not known or not answer
 
 
 def is_another_try(known: RequestEvent, event: RequestEvent) -> bool:
@@ -63,6 +70,7 @@ def described(known: RequestEvent, event: RequestEvent) -> RequestEvent:
         adapter=known.adapter or event.adapter,
         cached_prompt_tokens=cached,
         preemptions=max(known.preemptions, event.preemptions),
+        answer=known.answer or event.answer,
     )
 
 

@@ -65,9 +65,10 @@ class UnreportedTokens:
     def sample(self, sample: EngineSample) -> None:
         """Take a look at the page."""
         last, self._last = self._last, sample
-        prompt = self._counters[PROMPT].take(sample.prompt_tokens)
+        departed = sample.departed_counts.get
+        prompt = self._counters[PROMPT].take(sample.prompt_tokens, departed(PROMPT, 0))
         cached = self._counters["cached"].take(sample.cached_prompt_tokens)
-        generated = self._counters[GENERATION].take(sample.generation_tokens)
+        generated = self._counters[GENERATION].take(sample.generation_tokens, departed(GENERATION, 0))
         self._counts_cached = sample.cached_prompt_tokens is not None
         at_rest = last is not None and _nobody(last) and _nobody(sample) and not (prompt or cached or generated)
         # By what it grew, not from the totals: another release of the engine may count otherwise from here on.
@@ -145,5 +146,7 @@ def _nobody(sample: EngineSample) -> bool:
 
 def _less(now: EngineSample, before: EngineSample) -> bool:
     """Whether a counter went back: the engine's process is another one."""
+    if now.departed_counts:
+        return False
     pairs = ((before.generation_tokens, now.generation_tokens), (before.prompt_tokens, now.prompt_tokens))
     return any(old is not None and new is not None and new < old for old, new in pairs)

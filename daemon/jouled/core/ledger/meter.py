@@ -116,7 +116,7 @@ class Meter:
     def _is_gone(self, t_ns: int) -> bool:
         """Whether the counter has ended: silent for longer than at its pace, as far as that is known."""
         knows_pace = len(self._intervals_ns) > INTERVALS_MIN
-        silent_ns = t_ns - (self.last_seen_ns or t_ns)
+        silent_ns = 0 if self.last_seen_ns is None else t_ns - self.last_seen_ns
         return silent_ns > SILENCE_MAX_NS or (knows_pace and self.silent(t_ns))
 
     def _follow(self, track: CounterTrack | GaugeTrack) -> None:
@@ -134,7 +134,7 @@ class Meter:
         if self.is_new:
             self._begin(t_ns)
             return ""
-        self._note_interval(step, t_ns, t_ns - (previous_ns or t_ns))
+        self._note_interval(step, t_ns, 0 if previous_ns is None else t_ns - previous_ns)
         if step is Step.SAME and t_ns - self.curve.last_ns < SILENCE_NS:
             return ""
         self.measured_uj += delta_uj

@@ -76,6 +76,15 @@ class TalkativeCollector(LineCollector):
         return float(body)
 
 
+class ModelsCollector(LineCollector):
+    """A page is `NAME=GENERATED` for each of the server's models."""
+
+    def page(self, body: bytes) -> EnginePage:
+        told = dict(word.split("=") for word in body.decode().split())
+        counts = {name: int(generated) for name, generated in told.items()}
+        return EnginePage(generation_tokens=sum(counts.values()), counts_by_model={"generation": counts})
+
+
 class HistogramCollector(LineCollector):
     """A page is `MODEL GENERATED`; its histogram of TTFTs has as many requests as tokens."""
 
@@ -265,6 +274,51 @@ async def test_devices_that_were_configured_stay(monkeypatch: pytest.MonkeyPatch
         await engines.until(engines.samples)
         task.cancel()
     assert poller.engine.devices == ("gpu0",)
+
+
+async def test_what_a_model_takes_along_is_told_and_a_restart_is_not_taken_for_it() -> None:
+    told = [
+        ("a=10 b=5", 0),
+        ("a=12 b=5", 0),
+        ("b=6", 12),  # a is unloaded
+        ("a=0 b=6", 0),
+        ("a=3 b=6 c=1", 0),
+        ("a=1 b=6 c=1", 3),  # a was unloaded and loaded again in between
+        ("a=1 b=0 c=0", 7),
+        ("a=0 b=0 c=0", 0),  # the server began anew
+        ("a=2 b=9", 0),
+        ("", 0),  # all were unloaded
+    ]
+    bodies = iter([body for body, _ in told])
+
+    async def page(_request: web.Request) -> web.Response:
+        return web.Response(text=next(bodies, ""))
+
+    async with polled(page, collector=ModelsCollector()) as engines:
+        await engines.until(lambda: len(engines.samples()) >= len(told))
+    departed = [sample.departed_counts.get("generation", 0) for sample in engines.samples()]
+    assert departed[: len(told)] == [tokens for _, tokens in told]
+
+
+async def test_what_another_process_counts_says_nothing_of_the_one_before() -> None:
+    bodies = iter(["a=10 b=1000", "a=11 b=0"])
+
+    async def page(_request: web.Request) -> web.Response:
+        if engines.samples():
+            poller.moved_to(None)
+        return web.Response(text=next(bodies, "a=12 b=0"))
+
+    application = web.Application()
+    application.router.add_get("/metrics", page)
+    engines = Engines()
+    async with TestServer(application) as server, pages.open_session() as session:
+        engine = Engine(name="line-1", url=str(server.make_url("")))
+        clock = BootClock.equal_to_wall_now()
+        poller = EnginePoller(ModelsCollector(), engine, clock, engines.feed, session, interval_seconds=0.02)
+        task = asyncio.create_task(poller.run())
+        await engines.until(lambda: len(engines.samples()) >= 2)
+        task.cancel()
+    assert [sample.departed_counts for sample in engines.samples()[:2]] == [{}, {}]
 
 
 async def test_version_is_asked_again_after_a_restart() -> None:

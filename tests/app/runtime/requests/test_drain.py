@@ -263,7 +263,7 @@ class Both(Records):
 
     pattern: ClassVar[str] = "*.log"
 
-    def decode_lines(self, lines: object, settings: object) -> Received:
+    def decode_lines(self, lines: object, read: object, settings: object) -> Received:
         return Received()
 
 

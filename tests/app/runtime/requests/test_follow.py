@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from jouled.api import EngineHint, FileFollow, FollowSettings, Received, ReceivedRequest, Rejected
+from jouled.api import EngineHint, FileFollow, FollowSettings, LinesRead, Received, ReceivedRequest, Rejected
 from jouled.app.runtime.requests import follow, follow_files, hand_over
 from jouled.app.runtime.requests.follow import Follower
 from jouled.model.engine import Engine
@@ -26,7 +26,7 @@ class Lines:
     settings_type: ClassVar[type[FollowSettings]] = FollowSettings
     pattern: ClassVar[str] = "*.log"
 
-    def decode_lines(self, lines: Sequence[bytes], settings: FollowSettings) -> Received:
+    def decode_lines(self, lines: Sequence[bytes], read: LinesRead, settings: FollowSettings) -> Received:
         if b"!" in lines:
             raise KeyError(lines)
         told = [line.decode() for line in lines]

@@ -191,6 +191,25 @@ def test_a_file_removed_with_something_unread_in_it_is_counted(folder, follow):
     assert files.lost_files == 1
 
 
+def test_when_a_file_was_written_is_asked_after_reading_it(folder, follow, monkeypatch):
+    """What comes while it reads must not look older than it is."""
+    files = follow()
+    lines_of(files)
+    file = folder / "requests-1.log"
+    append(file, "a\n")
+    os.utime(file, ns=(1, 1))
+    pread = os.pread
+
+    def pread_late(*arguments: int) -> bytes:
+        os.utime(file, ns=(2, 2))
+        return pread(*arguments)
+
+    monkeypatch.setattr(follow_files.os, "pread", pread_late)
+    piece = files.read()
+    assert piece is not None
+    assert (piece.lines, piece.written_ns) == ([b"a"], 2)
+
+
 def test_a_line_that_is_too_long_is_left_out_alone(folder, follow, monkeypatch):
     monkeypatch.setattr(follow_files, "READ_BYTES", 16)
     monkeypatch.setattr(follow_files, "LONGEST_LINE_BYTES", 64)

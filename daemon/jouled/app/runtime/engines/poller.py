@@ -119,6 +119,7 @@ class EnginePoller:
 
     def moved_to(self, pid: int | None) -> None:
         """The engine runs in another process now."""
+        self._last = None
         self._process_is_due = True
         self._devices_due_ns = 0
         self._learn(pid=pid)
@@ -136,10 +137,18 @@ class EnginePoller:
             self._energy_due_ns = 0
             self._process_facts = await asyncio.to_thread(self._told_by_process)
             await self._learn_version()
+        departed = departed_counts(self._last, page)
         self._last = page
         await self._learn_facts(page)
         sample = _sample(self.engine.name, read_ns, page, latencies)
-        self._feed(replace(sample, cpu_seconds=used, reported_energy_joules=await self._own_energy(read_ns)))
+        self._feed(
+            replace(
+                sample,
+                cpu_seconds=used,
+                reported_energy_joules=await self._own_energy(read_ns),
+                departed_counts=departed,
+            )
+        )
         if not self._works:
             self._works = True
             self._feed(SourceReport(source=self.engine.name, state=SourceState.OK, t_ns=self._clock.now_ns()))
@@ -264,6 +273,20 @@ def _restarted(before: EnginePage | None, now: EnginePage) -> bool:
         return False
     pairs = ((before.generation_tokens, now.generation_tokens), (before.prompt_tokens, now.prompt_tokens))
     return any(old is not None and new is not None and new < old for old, new in pairs)
+
+
+def departed_counts(before: EnginePage | None, now: EnginePage) -> dict[str, int]:
+    """What models that are gone, or begin anew, had in each counter, while another one went on.
+
+    Where none went on, it is the engine that began anew.
+    """
+    departed = {}
+    for kind, counts in before.counts_by_model.items() if before is not None else ():
+        told = now.counts_by_model.get(kind, {})
+        stayed = {model for model, count in counts.items() if told.get(model, -1) >= count}
+        if any(counts[model] for model in stayed):
+            departed[kind] = sum(count for model, count in counts.items() if model not in stayed)
+    return {kind: count for kind, count in departed.items() if count}
 
 
 def wanted_latencies(slos: Sequence[Slo]) -> frozenset[Latency]:

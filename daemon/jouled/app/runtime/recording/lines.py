@@ -256,6 +256,7 @@ class CountersLine(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
     reported_energy_joules: float | None = None
     forward_seconds: dict[Text, float] | None = None
     latencies: dict[Latency, LatencyHistogram] | None = None
+    departed_counts: dict[Text, Count] | None = None
 
     def item(self, clock: WallClock) -> EngineSample:
         """As the core takes it."""
@@ -273,6 +274,7 @@ class CountersLine(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
             reported_energy_joules=self.reported_energy_joules,
             forward_seconds=self.forward_seconds or {},
             latencies=self.latencies or {},
+            departed_counts=self.departed_counts or {},
         )
 
     @classmethod
@@ -292,6 +294,7 @@ class CountersLine(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
             reported_energy_joules=sample.reported_energy_joules,
             forward_seconds=dict(sample.forward_seconds) or None,
             latencies=dict(sample.latencies) or None,
+            departed_counts=dict(sample.departed_counts) or None,
         )
 
 
@@ -314,6 +317,7 @@ class RequestLine(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="re
     adapter: Text | None = None
     preemptions: Count | None = None
     seen_ns: Nanoseconds | None = None
+    answer: Count | None = None
 
     def item(self, clock: WallClock) -> RequestEvent:
         """As the core takes it."""
@@ -334,6 +338,7 @@ class RequestLine(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="re
             adapter=self.adapter or "",
             preemptions=self.preemptions or 0,
             seen_ns=clock.to_core(self.seen_ns) if self.seen_ns else 0,
+            answer=self.answer or 0,
         )
 
     @classmethod
@@ -356,6 +361,7 @@ class RequestLine(Struct, frozen=True, kw_only=True, omit_defaults=True, tag="re
             adapter=event.adapter or None,
             preemptions=event.preemptions or None,
             seen_ns=clock.to_wall(event.seen_ns) if event.seen_ns else None,
+            answer=event.answer or None,
         )
 
 

@@ -6,13 +6,14 @@ already, and after a restart what has a receipt.
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from jouled.api import FileFollow, FollowSettings, Received, ReceivedRequest, Refusals
+from jouled.api import FileFollow, FollowSettings, LinesRead, Received, ReceivedRequest, Refusals
 from jouled.app.runtime.requests.follow_files import FollowedFiles, Piece
 from jouled.app.runtime.requests.hand_over import Accept, Count, hand_over
 from jouled.model.engine import Engine
@@ -106,8 +107,9 @@ class Follower:
 
     def _decode(self, piece: Piece) -> Received:
         reasons = {"line_too_long": piece.too_long} if piece.too_long else {}
+        read = LinesRead(unix_ns=time.time_ns(), steady_ns=time.monotonic_ns(), written_ns=piece.written_ns)
         try:
-            received = self._receiver.decode_lines(piece.lines, self._settings)
+            received = self._receiver.decode_lines(piece.lines, read, self._settings)
         except Exception:  # noqa: BLE001 - the boundary to plug-ins: a bug in one loses what it choked on
             _log.exception("the receiver %s failed unexpectedly", self._receiver.name)
             return Received(more_rejected={**reasons, "receiver_failed": len(piece.lines)})

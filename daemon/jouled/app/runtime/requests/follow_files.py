@@ -34,10 +34,14 @@ _log = logging.getLogger(__name__)
 
 
 class Piece(Struct, frozen=True):
-    """Whole lines of one file in their order, without their ends, and how many were too long."""
+    """Whole lines of one file in their order, without their ends, and how many were too long.
+
+    written_ns: Unix time of the last writing to the file that was seen; all lines were there then.
+    """
 
     lines: Sequence[bytes]
     too_long: int = 0
+    written_ns: int = 0
 
 
 class FollowedFiles:
@@ -180,7 +184,8 @@ def _next_lines(descriptor: int, position: Position) -> Piece | None:
     if position.skipping:
         position.skipping = False
         lines = lines[1:]
-    return Piece(lines)
+    # Asked after reading: what was appended in between is not taken for older than it is.
+    return Piece(lines, written_ns=os.fstat(descriptor).st_mtime_ns)
 
 
 def _skip(position: Position, size: int) -> Piece:

@@ -47,15 +47,16 @@ class Pseudonyms:
     def request_id(self, request_id: str) -> str:
         """The name of a request id, or of what a client knows of it; prefix and number of the prompt stay.
 
-        vLLM answers with `chatcmpl-<X-Request-Id>` or `cmpl-<X-Request-Id>-<number>`.
+        vLLM answers with `chatcmpl-<X-Request-Id>` or `cmpl-<X-Request-Id>-<number>`. A client may send the id of an
+        answer as its own: then prefixes pile up.
         """
         if request_id.startswith(_CHAT):
-            return _CHAT + self._name(request_id.removeprefix(_CHAT), _DIGITS)
+            return _CHAT + self.request_id(request_id.removeprefix(_CHAT))
         found = _COMPLETION.fullmatch(request_id)
         if found is None:
             return self._name(request_id, _DIGITS)
         prefix, bare, number = found.groups()
-        return f"{prefix}{self._name(bare, _DIGITS)}{number or ''}"
+        return f"{prefix}{self.request_id(bare)}{number or ''}"
 
     def _name(self, text: str, digits: int) -> str:
         if not text:
