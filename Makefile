@@ -47,7 +47,7 @@ complaints: $(INSTALLED_DEV)  ## takes each guard against a known complaint away
 acceptance: $(INSTALLED_DEV)  ## ten minutes of demo held against the truth, then 50 kills
 	$(BIN)/python tests/acceptance/run.py $(ARGS)
 
-test-real: $(INSTALLED_DEV)  ## the daemon beside a real vLLM, Dynamo and Triton on CPU, in environments of their own
+test-real: $(INSTALLED_DEV)  ## the daemon beside a real vLLM, Dynamo, Triton and LiteLLM on CPU
 	scripts/setup_real_engine.sh
 	scripts/setup_litellm.sh
 	scripts/setup_real_dynamo.sh

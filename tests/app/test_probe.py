@@ -38,6 +38,17 @@ class Good:
         pass
 
 
+class TellsOnce(Good):
+    """As NVML and AMD do: the processes with the first reading, and then every ten seconds."""
+
+    def __init__(self):
+        self.reads = 0
+
+    def read(self):
+        self.reads += 1
+        return super().read()[: 3 if self.reads == 1 else 2]
+
+
 class Denied(Good):
     """May not be read."""
 
@@ -127,3 +138,9 @@ def test_a_meter_that_tells_by_itself_gets_time_for_its_first_word(monkeypatch: 
     assert look("slow", Collector(), PowerSettings()).parts == ()
     monkeypatch.setattr(probe_module, "WAIT_SECONDS", -1.0)
     assert [part.source for part in look("slow", Collector(), PowerSettings()).parts] == ["slow/plug1"]
+
+
+def test_processes_are_taken_from_whichever_reading_told_them():
+    found = look("good", TellsOnce(), PowerSettings())
+    assert found.processes == {"a": (41, 42)}
+    assert len(found.energies) == len(found.powers) == 1

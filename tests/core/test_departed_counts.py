@@ -65,6 +65,18 @@ def test_requests_in_flight_are_still_expected_in_the_counters() -> None:
     assert book.unreported == {"prompt": 107 - 60, "generation": 107 - 60}
 
 
+def test_what_one_counter_lost_hides_no_restart_that_another_shows() -> None:
+    """After it nobody waits for the tokens of those in flight."""
+    book = UnreportedTokens(CounterSemantics(prompt_at="finish", generation_at="finish"))
+    book.tell(request("r", 4.0, prefill=0.5, decode=16.0, prompt=60, generated=60))
+    first, second, anew = samples({})[:3]
+    book.sample(first)
+    book.sample(replace(second, prompt_tokens=first.prompt_tokens, generation_tokens=first.generation_tokens))
+    book.sample(replace(anew, prompt_tokens=50, generation_tokens=6_000, departed_counts={"generation": 5_900}))
+    book.settle(START + 30 * SECOND)
+    assert book.unreported == {"prompt": 50, "generation": 6_000}
+
+
 def test_a_counter_that_goes_back_by_itself_is_a_restart() -> None:
     assert counted(snapshot({}), "engine_tokens_total")["generation"] == 50 + 960 + 47
 

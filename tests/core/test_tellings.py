@@ -425,3 +425,26 @@ def test_a_request_that_was_told_twice_is_at_every_look_once(requests, looks, rn
 )
 def test_the_id_that_a_client_knows(request_id, bare):
     assert bare_id(request_id) == bare
+
+
+def test_spans_sent_again_do_not_count_twice_under_an_id_that_all_requests_have():
+    """A client may send one X-Request-Id with each of its requests: more than are remembered of an id."""
+    events = [
+        request("same", 1.0 + 1.2 * number, trace_id=f"{number:032x}", span_id=f"{number + 1:016x}")
+        for number in range(identity.REMEMBER_PER_ID + 10)
+    ]
+    admission = identity.Admission()
+    assert {admission.refuse(event, 0) for event in events} == {""}
+    assert {admission.refuse(event, 0) for event in events} == {"duplicate"}
+
+
+def test_two_paths_do_not_count_twice_under_an_id_that_all_requests_have(monkeypatch):
+    """Spans come seconds after the plug-in's records, and by then more was told of the id than is remembered."""
+    monkeypatch.setattr(identity, "REMEMBER_PER_ID", 5)
+    records = [request("same", 1.0 + 0.6 * number, generated=20 + number, answer=1) for number in range(30)]
+    spans = [change(event, cached_prompt_tokens=3, trace_id=f"{event.generation_tokens:032x}") for event in records]
+    node = Node(tuple(records))
+    result = run([*node.devices(), node.engine, *records, *spans, *node.readings()])
+    assert result.refused == ()
+    assert result.snapshot.counters["requests_total"] == {("e", "tiny-8B", "completed"): 30}
+    assert result.snapshot.counters["merged_events_total"] == {("e",): 30}

@@ -113,11 +113,14 @@ def _of_all(models: set[tuple[str, str]], gauge: Sequence[Series]) -> int | None
 
 def _by_model(**counters: Sequence[Series]) -> dict[str, dict[str, int]]:
     """What each model has in the sums, as far as there are sums."""
-    return {
-        kind: {"/".join(_model(each)): round(each.value) for each in series}
-        for kind, series in counters.items()
-        if total(series) is not None
-    }
+    told: dict[str, dict[str, int]] = {}
+    for kind, series in counters.items():
+        if total(series) is not None:
+            told[kind] = {}
+            for each in series:
+                model = "/".join(_model(each))
+                told[kind][model] = told[kind].get(model, 0) + round(each.value)
+    return told
 
 
 def _busiest(generated: Sequence[Series]) -> str:

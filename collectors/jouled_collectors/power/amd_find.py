@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from jouled.model.device import Device, DeviceKind, Quality
 from jouled.model.errors import SourceError, SourceState
@@ -10,6 +11,7 @@ from jouled_collectors.power.amd import AmdSettings
 from jouled_collectors.power.amd_errors import AmdError, frozen, no_gpu, no_meter
 from jouled_collectors.power.amd_library import Handle, Library
 from jouled_collectors.power.amd_meters import Choice, Meter, choose
+from jouled_collectors.power.amd_processes import kfd_ids
 from jouled_collectors.power.amd_sockets import Socket, sockets
 from jouled_collectors.power.amd_status import StatusReader, power_limit_watts
 from jouled_collectors.power.amd_values import Sample, text
@@ -137,7 +139,9 @@ def _gpu(library: Library, settings: AmdSettings, index: int, socket: Socket, uu
         max_watts=power_limit_watts(library, handle),
     )
     partitions = _partitions(library, device, socket)
-    return Gpu(device, handle, choice.meter, choice.refused, socket.mode, StatusReader(handle), partitions)
+    computing = kfd_ids(library, [each.handle for each in socket.partitions.values()])
+    status = StatusReader(handle, Path(settings.sysfs_root), computing)
+    return Gpu(device, handle, choice.meter, choice.refused, socket.mode, status, partitions)
 
 
 def _partitions(library: Library, gpu: Device, socket: Socket) -> list[Device]:

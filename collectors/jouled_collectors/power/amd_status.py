@@ -1,8 +1,12 @@
-"""What a GPU says beside its energy: its power limit and how long it was throttled, by reason."""
+"""What is known of a GPU beside its energy: its power limit, how long it was throttled and why, who computes on it."""
+
+from collections.abc import Sequence
+from pathlib import Path
 
 from jouled.model.readings import DeviceStatus
 from jouled.model.units import seconds
 from jouled_collectors.power.amd_library import Handle, Library
+from jouled_collectors.power.amd_processes import processes
 from jouled_collectors.power.amd_values import cap_watts, count
 
 THROTTLE_REASONS = {
@@ -30,8 +34,11 @@ class StatusReader:
     between two looks, added up since the source was opened.
     """
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: Handle, sysfs: Path, kfd_ids: Sequence[int]) -> None:
+        """kfd_ids: the compute driver's numbers of the GPU and its partitions."""
         self._handle = handle
+        self._sysfs = sysfs
+        self._kfd_ids = kfd_ids
         self._counts: dict[str, int] = {}
         self._seen_ns = 0
         self._seconds: dict[str, float] = {}
@@ -44,6 +51,7 @@ class StatusReader:
             power_limit_watts=power_limit_watts(library, self._handle),
             driver=driver,
             throttle_seconds=self._throttle_seconds(library, t_ns),
+            processes=processes(self._sysfs, self._kfd_ids),
         )
 
     def _throttle_seconds(self, library: Library, t_ns: int) -> dict[str, float]:

@@ -41,7 +41,10 @@ class Answers:
         with self._lock:
             numbers = self._newer.get(prompt)
             if numbers is None:
-                numbers = self._newer[prompt] = self._older.pop(prompt, {})
+                numbers = self._older.pop(prompt, {})
+                if len(numbers) > MOST_NUMBERED:
+                    numbers = {}
+                self._newer[prompt] = numbers
                 self._held += len(numbers)
             number = numbers.get(span)
             if number is None:

@@ -112,6 +112,10 @@ class Admission:
         content = content_of(request) if isinstance(request, RequestEvent) else 0
         self._keep(request, content, request.last_token_ns)
 
+    def forgets(self, event: RequestEvent) -> bool:
+        """Whether more was told under its id than is remembered: a repeat may then be taken for a new request."""
+        return sum(1 for _ in self._by_id.get(_key(event))) >= REMEMBER_PER_ID
+
     def _keep(self, request: RequestEvent | Receipt, content: int, seen_ns: int) -> None:
         answer = request.answer if isinstance(request, RequestEvent) else 0
         entry = (request.arrival_ns, content, tokens_of(request), answer)
@@ -128,8 +132,8 @@ class Admission:
             span = next(self._by_span.get(span_key), None)
             if span is None:
                 self._by_span.add(span_key, (content,), seen_ns)
-            elif span != (content,):
-                return CONFLICT
+            else:
+                return DUPLICATE if span == (content,) else CONFLICT
         self._keep(event, content, seen_ns)
         return ""
 
@@ -198,15 +202,22 @@ class Waiting:
 
     def told_again(self, event: RequestEvent) -> RequestEvent | None:
         """The request of which this event tells once more; `None` if it is final or was never there."""
-        for known in self._by_id.get(bare_id(event.id), ()):
-            if known.engine == event.engine and is_same(known, event):
-                return known
-        return None
+        return next((known for known in self._near(event) if is_same(known, event)), None)
 
     def tried_before(self, event: RequestEvent) -> bool:
         """Whether a client tried twice under this id, one after the other, and one try was cut off."""
-        known = self._by_id.get(bare_id(event.id), ())
-        return any(other.engine == event.engine and is_another_try(other, event) for other in known)
+        return any(is_another_try(known, event) for known in self._near(event))
+
+    def _near(self, event: RequestEvent) -> Iterator[RequestEvent]:
+        """Those of its id and engine that arrived with it: of an id that all requests have, few among thousands."""
+        earliest_ns, latest_ns, engine = (
+            event.arrival_ns - SAME_ARRIVAL_NS,
+            event.arrival_ns + SAME_ARRIVAL_NS,
+            event.engine,
+        )
+        for known in self._by_id.get(bare_id(event.id), ()):
+            if earliest_ns <= known.arrival_ns <= latest_ns and known.engine == engine:
+                yield known
 
     def replace(self, known: RequestEvent, amended: RequestEvent) -> None:
         """More is known of a request."""

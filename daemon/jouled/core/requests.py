@@ -28,12 +28,13 @@ class Requests:
             return self._why_no_book(event.engine)
         now_ns = event.seen_ns if event.seen_ns > now_ns else now_ns
         reason = self.admission.refuse(event, now_ns)
-        if reason in {TOLD_OTHERWISE, CONFLICT}:
+        if reason in {TOLD_OTHERWISE, CONFLICT} or (not reason and self.admission.forgets(event)):
             known = self.waiting.told_again(event)
             if known is not None:
                 return self._told_again(book, known, event)
-            if reason == TOLD_OTHERWISE:
-                return DUPLICATE
+        if reason == TOLD_OTHERWISE:
+            return DUPLICATE
+        if reason == CONFLICT:
             if not self.waiting.tried_before(event):
                 return CONFLICT
             self.admission.remember(event)

@@ -14,6 +14,7 @@ from jouled.app.cli import check_discovery
 from jouled.app.cli.check_discovery import look_for_engines
 from jouled.app.config import EngineConfig
 from jouled.app.runtime.engines.engine_processes import read_processes
+from jouled.model.device import Device, DeviceKind
 from jouled_collectors.engines.vllm import VllmCollector
 
 COLLECTORS = {"vllm": VllmCollector()}
@@ -21,12 +22,12 @@ COLLECTORS = {"vllm": VllmCollector()}
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="processes of several users need root")
 
 
-def look(monkeypatch, *engines: EngineProcess, configured=(), processes=None):
+def look(monkeypatch, *engines: EngineProcess, configured=(), processes=None, devices=()):
     """At these engines; others on this machine are none of ours."""
     pids = {engine.pid for engine in engines}
     only = lambda collectors: [each for each in read_processes(collectors) if each.pid in pids]  # noqa: E731
     monkeypatch.setattr(check_discovery, "read_processes", only)
-    found, notes = look_for_engines(configured, COLLECTORS, processes or {})
+    found, notes = look_for_engines(configured, COLLECTORS, processes or {}, devices)
     return list(found), "\n".join(notes)
 
 
@@ -67,6 +68,20 @@ def test_a_mask_that_only_root_sees_is_told_and_nothing_else_of_the_environment(
         _, notes = look(monkeypatch, engine)
     assert "was started with CUDA_VISIBLE_DEVICES=2?[1m, which the service as shipped may not see" in notes
     assert "s3cr3t" not in notes
+
+
+@needs_root
+def test_the_devices_of_a_mask_are_in_the_lines_to_paste_unless_the_configuration_names_some(monkeypatch):
+    gpus = [
+        Device(name=f"gpu{index}", kind=DeviceKind.GPU, source="nvml", vendor="nvidia", product="H100", pci_bus_id=bus)
+        for index, bus in enumerate(("0000:01:00.0", "0000:02:00.0", "0000:03:00.0"))
+    ]
+    with engine_process("--port", str(engine_port()), environ={"CUDA_VISIBLE_DEVICES": "2,0"}) as engine:
+        [found], notes = look(monkeypatch, engine, devices=gpus)
+        named = EngineConfig(name="chat", type="vllm", url=found.url, devices=("gpu2", "gpu0"))
+        assert look(monkeypatch, engine, devices=gpus, configured=[named]) == ([named], "")
+    pasted = tomllib.loads(notes[notes.index("[[engines]]\n") :])
+    assert pasted == {"engines": [{"type": "vllm", "url": found.url, "devices": ["gpu2", "gpu0"]}]}
 
 
 @needs_root

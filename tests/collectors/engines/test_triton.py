@@ -97,6 +97,14 @@ nv_llm_output_token_len_sum{model="m",response_metric_type="total_output_tokens"
     assert TRITON.page(page).counts_by_model == {"generation": {"m/1": 5, "m/2": 7}}
 
 
+def test_a_model_with_several_series_has_their_sum() -> None:
+    page = b"""nv_llm_output_token_len_sum{model="m",instance="0",version="1"} 5
+nv_llm_output_token_len_sum{model="m",instance="1",version="1"} 7
+"""
+    told = TRITON.page(page)
+    assert told.counts_by_model == {"generation": {"m/1": told.generation_tokens}}
+
+
 def test_an_unloaded_model_is_gone_or_stays_as_its_backend_has_it() -> None:
     for name in ("both-one-unloaded", "both-all-unloaded"):
         told = TRITON.page(fixture(name))

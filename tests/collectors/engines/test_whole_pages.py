@@ -8,9 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jouled.api import EngineCollector, EnginePage, LatencyCollector
+from jouled_collectors.engines.dynamo import DynamoCollector
+from jouled_collectors.engines.dynamo_frontend import DynamoFrontendCollector
+from jouled_collectors.engines.llama_cpp import LlamaCppCollector
+from jouled_collectors.engines.lmdeploy import LmdeployCollector
 from jouled_collectors.engines.nim import NimCollector
 from jouled_collectors.engines.sglang import SglangCollector
 from jouled_collectors.engines.tensorrt_llm import TensorRtLlmCollector
+from jouled_collectors.engines.tgi import TgiCollector
 from jouled_collectors.engines.triton import TritonCollector
 from jouled_collectors.engines.vllm import VllmCollector
 
@@ -21,9 +26,15 @@ COLLECTORS: dict[str, EngineCollector] = {
     "tensorrt": TensorRtLlmCollector(),
     "nim": NimCollector(),
     "triton": TritonCollector(),
+    "lmdeploy": LmdeployCollector(),
+    "tgi": TgiCollector(),
+    "llama-server": LlamaCppCollector(),
+    "dynamo-1.6.1-frontend": DynamoFrontendCollector(),
+    "dynamo-1.6.1-prefill": DynamoCollector(),
+    "dynamo-1.6.1-decode": DynamoCollector(),
 }
 PAGES = [
-    (collector, path.read_bytes()) for name, collector in COLLECTORS.items() for path in FIXTURES.glob(f"{name}-*.prom")
+    (collector, path.read_bytes()) for name, collector in COLLECTORS.items() for path in FIXTURES.glob(f"{name}*.prom")
 ]
 COUNTS = ("prompt_tokens", "cached_prompt_tokens", "generation_tokens", "requests_running", "requests_waiting")
 pages = st.sampled_from(PAGES)

@@ -389,6 +389,31 @@ class TestStatus:
                 child.advance(10)
                 assert child.statuses()["amdgpu0"].power_limit_watts == told
 
+    def test_the_processes_that_compute_on_it_and_on_its_partitions(self, rocm: Path, tmp_path: Path) -> None:
+        controls = Controls(tmp_path)
+        controls.set("gpu1.partitions", 2)
+        controls.set("gpu1.mode", "DPX")
+        controls.compute(4711, _1000=4096, _2000=0, _2001=0)
+        controls.compute(4712, _1000=0, _2000=0, _2001=8192)
+        controls.compute(4713, _1000=1, _2000=1)
+        controls.compute(4714, _1000=0, _3000=5)
+        (controls.sysfs / "class/kfd/kfd/proc/4715").mkdir()  # it is just ending
+        with start(rocm, controls) as child:
+            child.open()
+            told = {name: status.processes for name, status in child.statuses().items()}
+            assert told == {"amdgpu0": (4711, 4713), "amdgpu1": (4712, 4713)}
+
+    @pytest.mark.parametrize("number", [0, 2**64 - 1])
+    def test_without_the_drivers_number_nobody_is_told_to_compute(
+        self, rocm: Path, tmp_path: Path, number: int
+    ) -> None:
+        controls = Controls(tmp_path)
+        controls.set("gpu0.kfd", number)
+        controls.compute(4711, _0=4096)
+        with start(rocm, controls) as child:
+            child.open()
+            assert child.statuses()["amdgpu0"].processes == ()
+
 
 class TestStandingStill:
     def test_a_counter_that_stands_from_the_start_is_not_used(self, child: Child, controls: Controls) -> None:

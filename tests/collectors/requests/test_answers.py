@@ -65,11 +65,12 @@ def test_what_tells_of_one_answer_only_is_left_as_it_is() -> None:
         assert answers.numbered(told) is told
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("prompts", [1, 2, 40])
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch, prompts: int) -> None:
     monkeypatch.setattr(module, "MOST_NUMBERED", 50)
     answers, dice = Answers(), random.Random(1)
     for number in range(5_000):
-        answers.numbered(span(number, id=f"chatcmpl-{dice.randrange(40)}"))
+        answers.numbered(span(number, id=f"chatcmpl-{dice.randrange(prompts)}"))
         held = [numbers for half in (answers._newer, answers._older) for numbers in half.values()]
         assert sum(map(len, held)) <= 2 * 50 + 50
 

@@ -49,6 +49,13 @@ class Controls:
         self.bound = self.sysfs / "bus" / "pci" / "drivers" / "amdgpu"
         self.bound.mkdir(parents=True, exist_ok=True)
 
+    def compute(self, pid: int, **vram: int) -> None:
+        """A process on the compute driver's list: bytes by GPU, as `_1000=4096`."""
+        folder = self.sysfs / "class" / "kfd" / "kfd" / "proc" / str(pid)
+        folder.mkdir(parents=True, exist_ok=True)
+        for gpu, held in vram.items():
+            (folder / f"vram{gpu}").write_text(f"{held}\n")
+
     def set(self, key: str, value: object) -> None:
         """Write a control, whole: the stub never sees half of it."""
         fresh = self.folder / f"{key}.new"

@@ -12,6 +12,7 @@
  *   gpuN.partitions        how many processors the socket has (default 1); only the first tells energy and power
  *   gpuN.hidden            how many of the first of them this process does not see (default 0)
  *   gpuN.partition_id      what the processor says of itself (default its number in the socket)
+ *   gpuN.kfd               the compute driver's number of the first processor (default 1000 (1 + N)), then counting on
  *   gpuN.mode              SPX, DPX, QPX, CPX (text)
  *   gpuN.xcp               number of partitions that the metrics tell (default all ones)
  *   gpuN.bdf               "domain bus device function", hexadecimal (default 0 (10 + 10 N) 0 0)
@@ -153,6 +154,7 @@ typedef struct { uint64_t kfd; uint32_t node, partition, reserved[12]; } Kfd;
 Status amdsmi_get_gpu_kfd_info(void *handle, Kfd *info) {
     Processor *processor = handle;
     memset(info, 0, sizeof *info);
+    info->kfd = gpu_number(processor->gpu, "kfd", 1000 * (uint64_t)(processor->gpu + 1)) + (uint64_t)processor->partition;
     info->partition = (uint32_t)gpu_number(processor->gpu, "partition_id", (uint64_t)processor->partition);
     return code(processor, "kfd");
 }

@@ -66,7 +66,8 @@ def execute(arguments: argparse.Namespace) -> int:
     origin = str(arguments.config or "configuration")
     probes = _power(config, plugins, origin, arguments.timeout)
     processes = {device: pids for probe in probes for device, pids in probe.processes.items()}
-    to_look_at, notes = look_for_engines(config.engines, plugins.engines, processes)
+    devices = [device for probe in probes for device in probe.devices]
+    to_look_at, notes = look_for_engines(config.engines, plugins.engines, processes, devices)
     engines = asyncio.run(_look_at(to_look_at, plugins.engines, config.slo))
     receivers = look_at_receivers(config, plugins, origin)
     outputs = asyncio.run(look_at_outputs(config, plugins, origin))
@@ -111,7 +112,7 @@ async def _look(engine: EngineConfig, collectors: Mapping[str, EngineCollector],
         return told(f"no engine collector is called `{engine.type}`. {nearest(engine.type, collectors)}")
     try:
         async with open_session() as session:
-            body = await fetch(session, engine.url.rstrip("/") + collector.page_path)
+            body = await fetch(session, engine.url.rstrip("/") + collector.page_path, engine.token_file)
         page = collector.page(body)
         process = await asyncio.to_thread(told_by_process, collector, engine.pid)
     except (SourceError, ValueError) as error:

@@ -86,6 +86,10 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: Annotated[str, Meta(description="Stable name in every label. Empty: `TYPE-PORT`.")] = ""
     type: Annotated[str, Meta(description="The collector that reads its page, for example `vllm`.")] = ""
     url: Annotated[str, Meta(description="Where it serves, without a path. Empty: no page, request events only.")] = ""
+    token_file: Annotated[
+        str,
+        Meta(description="File with the key that its page asks for (`llama-server --api-key`). Empty: none is sent."),
+    ] = ""
     devices: Annotated[
         list[str],
         Meta(

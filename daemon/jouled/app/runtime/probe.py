@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -73,8 +73,9 @@ def look(name: str, collector: PowerCollector, settings: PowerSettings) -> Probe
     except SourceError as error:
         return _failed(name, error)
     try:
-        source.read()  # the first one may only take a mark to count from
-        _wait_for_parts(source, time.monotonic() + WAIT_SECONDS)
+        # The first one may only take a mark to count from; and what is told beside energy is told every ten seconds.
+        before = list(source.read())
+        before += _wait_for_parts(source, time.monotonic() + WAIT_SECONDS)
         begun = time.perf_counter()
         readings = source.read()
         read_seconds = time.perf_counter() - begun
@@ -84,16 +85,19 @@ def look(name: str, collector: PowerCollector, settings: PowerSettings) -> Probe
         source.close()
     parts = source.parts if isinstance(source, HasParts) else {}
     broken = tuple(_failed(f"{name}/{part}", error) for part, error in parts.items() if error is not None)
-    return _found(name, tuple(source.devices), read_seconds, readings, broken)
+    statuses = [reading for reading in (*before, *readings) if isinstance(reading, DeviceStatus)]
+    return _found(name, tuple(source.devices), read_seconds, readings, statuses, broken)
 
 
-def _wait_for_parts(source: PowerSource, until: float) -> None:
+def _wait_for_parts(source: PowerSource, until: float) -> list[Reading]:
     """A meter that tells by itself, or a BMC that is still being asked, gets some time for its first word."""
+    told: list[Reading] = []
     while time.monotonic() < until and isinstance(source, HasParts):
         if not any(error is not None and error.reason in NOT_YET for error in source.parts.values()):
-            return
+            break
         time.sleep(_LOOK_SECONDS)
-        source.read()
+        told += source.read()
+    return told
 
 
 def main() -> int:
@@ -159,7 +163,12 @@ def _failed(name: str, error: SourceError) -> Probe:
 
 
 def _found(
-    name: str, devices: tuple[Device, ...], read_seconds: float, readings: list[Reading], parts: tuple[Probe, ...]
+    name: str,
+    devices: tuple[Device, ...],
+    read_seconds: float,
+    readings: Sequence[Reading],
+    statuses: Sequence[DeviceStatus],
+    parts: tuple[Probe, ...],
 ) -> Probe:
     return Probe(
         source=name,
@@ -168,7 +177,7 @@ def _found(
         read_seconds=read_seconds,
         energies=tuple(reading for reading in readings if isinstance(reading, EnergyReading)),
         powers=tuple(reading for reading in readings if isinstance(reading, PowerReading)),
-        processes={reading.device: reading.processes for reading in readings if isinstance(reading, DeviceStatus)},
+        processes={status.device: status.processes for status in statuses},
         parts=parts,
     )
 

@@ -145,8 +145,10 @@ def _nobody(sample: EngineSample) -> bool:
 
 
 def _less(now: EngineSample, before: EngineSample) -> bool:
-    """Whether a counter went back: the engine's process is another one."""
-    if now.departed_counts:
-        return False
-    pairs = ((before.generation_tokens, now.generation_tokens), (before.prompt_tokens, now.prompt_tokens))
-    return any(old is not None and new is not None and new < old for old, new in pairs)
+    """Whether a counter went back by more than what departed from it: the engine's process is another one."""
+    departed = now.departed_counts.get
+    kinds = (
+        (before.generation_tokens, now.generation_tokens, departed(GENERATION, 0)),
+        (before.prompt_tokens, now.prompt_tokens, departed(PROMPT, 0)),
+    )
+    return any(old is not None and new is not None and new < old - gone for old, new, gone in kinds)

@@ -19,6 +19,7 @@ from jouled.api import EngineFacts, EnginePage
 from jouled.app.runtime.clock import BootClock
 from jouled.app.runtime.engines import pages
 from jouled.app.runtime.engines.poller import EnginePoller
+from jouled.core.attribution.census import Monotone
 from jouled.model.engine import CounterSemantics, Engine, EngineSample, Latency, LatencyHistogram
 from jouled.model.errors import SourceState
 from jouled.model.parameters import Slo
@@ -77,9 +78,11 @@ class TalkativeCollector(LineCollector):
 
 
 class ModelsCollector(LineCollector):
-    """A page is `NAME=GENERATED` for each of the server's models."""
+    """A page is `NAME=GENERATED` for each of the server's models; one without models does not tell the counter."""
 
     def page(self, body: bytes) -> EnginePage:
+        if not body:
+            return EnginePage()
         told = dict(word.split("=") for word in body.decode().split())
         counts = {name: int(generated) for name, generated in told.items()}
         return EnginePage(generation_tokens=sum(counts.values()), counts_by_model={"generation": counts})
@@ -128,6 +131,7 @@ async def polled(
     engine: Engine | None = None,
     collector: LineCollector | None = None,
     slos: Sequence[Slo] = (),
+    token_file: str = "",
 ) -> AsyncIterator[Engines]:
     async def answer_version(_request: web.Request) -> web.Response:
         return web.Response(text=version)
@@ -140,7 +144,9 @@ async def polled(
         engine = engine or Engine(name="line-1", url=str(server.make_url("")))
         clock = BootClock.equal_to_wall_now()
         collector = collector or LineCollector()
-        poller = EnginePoller(collector, engine, clock, engines.feed, session, slos=slos, interval_seconds=0.05)
+        poller = EnginePoller(
+            collector, engine, clock, engines.feed, session, slos=slos, interval_seconds=0.05, token_file=token_file
+        )
         task = asyncio.create_task(poller.run())
         try:
             yield engines
@@ -298,6 +304,27 @@ async def test_what_a_model_takes_along_is_told_and_a_restart_is_not_taken_for_i
         await engines.until(lambda: len(engines.samples()) >= len(told))
     departed = [sample.departed_counts.get("generation", 0) for sample in engines.samples()]
     assert departed[: len(told)] == [tokens for _, tokens in told]
+
+
+async def increases(*bodies: str) -> list[int]:
+    """By how much the core takes the engine's tokens to have grown, page by page."""
+
+    async def page(_request: web.Request) -> web.Response:
+        return web.Response(text=bodies[min(len(engines.samples()), len(bodies) - 1)])
+
+    async with polled(page, collector=ModelsCollector()) as engines:
+        await engines.until(lambda: len(engines.samples()) >= len(bodies))
+    counter = Monotone()
+    samples = engines.samples()[: len(bodies)]
+    return [counter.take(each.generation_tokens, each.departed_counts.get("generation", 0)) for each in samples]
+
+
+async def test_a_model_gone_while_the_page_lacked_the_counter_makes_no_restart() -> None:
+    assert await increases("a=5000 b=900", "", "b=910", "b=915") == [0, 0, 10, 5]
+
+
+async def test_all_models_gone_and_others_in_their_place() -> None:
+    assert await increases("a=10 b=0", "b=0 c=12", "d=30", "", "e=50", "f=7") == [0, 12, 30, 0, 50, 7]
 
 
 async def test_what_another_process_counts_says_nothing_of_the_one_before() -> None:
@@ -582,6 +609,30 @@ async def test_bad_page_is_a_reason(handler: Handler, reason: str, monkeypatch: 
         assert {report.reason for report in engines.reports()} == {reason}
         assert {report.state for report in engines.reports()} == {SourceState.DOWN}
         assert not engines.samples()
+
+
+async def key_wanted(request: web.Request) -> web.Response:
+    if request.headers.get("Authorization") != "Bearer s3cr3t":
+        return web.Response(status=401)
+    return web.Response(text="tiny 5")
+
+
+async def test_a_page_that_asks_for_a_key_gets_it_anew_each_time(tmp_path: Path) -> None:
+    token = tmp_path / "engine.token"
+    async with polled(key_wanted, token_file=str(token)) as engines:
+        await engines.until(engines.reports)
+        report = engines.reports()[0]
+        assert (report.state, report.reason) == (SourceState.DENIED, "token_unreadable")
+        assert str(token) in report.message
+        token.write_text("s3cr3t\n")
+        await engines.until(engines.samples)
+    assert not [report for report in engines.reports() if "s3cr3t" in report.message]
+
+
+async def test_a_page_that_asks_for_a_key_tells_how_to_name_one() -> None:
+    async with polled(key_wanted) as engines:
+        await engines.until(engines.reports)
+        assert "token_file" in engines.reports()[0].mend
 
 
 async def test_a_redirect_is_told_with_where_it_leads() -> None:

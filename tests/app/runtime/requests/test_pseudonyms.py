@@ -52,6 +52,12 @@ def test_a_receipt_is_found_by_every_form_of_its_id(bare, number):
         assert name in values or any(low < name < high for low, high in ranges)
 
 
+@pytest.mark.parametrize("prefix", ["cmpl-", "chatcmpl-"])
+def test_whoever_asks_for_an_id_of_prefixes_alone_gets_an_answer(prefix):
+    """An address may be 8 kB long: more prefixes than Python's stack is deep."""
+    assert NAMES.request_id(prefix * 1_600 + "r") == prefix * 1_600 + NAMES.request_id("r")
+
+
 def test_the_key_is_made_once_and_for_its_user_alone(tmp_path):
     first = load_or_make(tmp_path)
     assert stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600

@@ -101,9 +101,11 @@ def not_named(found: FoundEngine) -> str:
     )
 
 
-def lines_of(engine: EngineConfig) -> str:
-    """What to paste into the configuration for an engine."""
-    return f'[[engines]]\ntype = "{engine.type}"\nurl = "{engine.url}"'
+def lines_of(engine: EngineConfig, devices: Sequence[str] = ()) -> str:
+    """What to paste into the configuration for an engine, with its devices where they are known."""
+    lines = f'[[engines]]\ntype = "{engine.type}"\nurl = "{engine.url}"'
+    named = ", ".join(f'"{device}"' for device in devices)
+    return f"{lines}\ndevices = [{named}]" if named else lines
 
 
 def _port(record: ProcessRecord, collector: EngineCollector) -> _Port:

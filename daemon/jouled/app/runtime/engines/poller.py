@@ -69,8 +69,9 @@ class EnginePoller:
         devices_of: DevicesOf = lambda _: (),
         identify: Identify = trusted,
         role: str = "",
+        token_file: str = "",
     ) -> None:
-        """`role`: as configured; empty, as page and process say."""
+        """`role`: as configured; empty, as page and process say. `token_file`: of what its page asks for, if it does."""
         self.engine = engine
         self._role = role
         self._identify = identify
@@ -84,6 +85,7 @@ class EnginePoller:
         self._feed = feed
         self._session = session
         self._address = engine.url.rstrip("/")
+        self._token_file = token_file
         self._interval_ns = nanoseconds(interval_seconds)
         self._backoff = Backoff(interval_seconds, max(30.0, interval_seconds))
         self._asks_version = not engine.version
@@ -95,6 +97,7 @@ class EnginePoller:
         self._energy_due_ns = 0
         self._works = False
         self._last: EnginePage | None = None
+        self._counts: Mapping[str, Mapping[str, int]] = {}
         self._devices_of = devices_of
         self._devices_due_ns = 0
 
@@ -120,13 +123,14 @@ class EnginePoller:
     def moved_to(self, pid: int | None) -> None:
         """The engine runs in another process now."""
         self._last = None
+        self._counts = {}
         self._process_is_due = True
         self._devices_due_ns = 0
         self._learn(pid=pid)
 
     async def _poll(self) -> None:
         begun_ns = self._clock.now_ns()
-        body = await fetch(self._session, self._address + self._collector.page_path)
+        body = await fetch(self._session, self._address + self._collector.page_path, self._token_file)
         read_ns = (begun_ns + self._clock.now_ns()) // 2
         pid = self.engine.pid
         used = None if pid is None else await asyncio.to_thread(cpu_seconds, pid)
@@ -137,7 +141,8 @@ class EnginePoller:
             self._energy_due_ns = 0
             self._process_facts = await asyncio.to_thread(self._told_by_process)
             await self._learn_version()
-        departed = departed_counts(self._last, page)
+        departed = departed_counts(self._counts, page.counts_by_model)
+        self._counts = {**self._counts, **page.counts_by_model}
         self._last = page
         await self._learn_facts(page)
         sample = _sample(self.engine.name, read_ns, page, latencies)
@@ -196,7 +201,7 @@ class EnginePoller:
         if not (self._asks_version and self._collector.version_path):
             return
         try:
-            body = await fetch(self._session, self._address + self._collector.version_path)
+            body = await fetch(self._session, self._address + self._collector.version_path, self._token_file)
             self._learn(version=self._collector.version(body))
         except Exception as error:  # noqa: BLE001 - a plug-in's bug in reading a version stops no metering
             _log.info("engine %s does not tell its version: %s", self.engine.name, error)
@@ -245,7 +250,7 @@ class EnginePoller:
         self._energy_due_ns = now_ns + nanoseconds(ENERGY_SECONDS)
         try:
             return self._collector.energy_joules(
-                await fetch(self._session, self._address + self._collector.energy_path)
+                await fetch(self._session, self._address + self._collector.energy_path, self._token_file)
             )
         except Exception as error:  # noqa: BLE001 - it is a comparison: nothing of it stops metering
             self._energy_due_ns = now_ns + nanoseconds(NO_ENERGY_SECONDS)
@@ -275,16 +280,17 @@ def _restarted(before: EnginePage | None, now: EnginePage) -> bool:
     return any(old is not None and new is not None and new < old for old, new in pairs)
 
 
-def departed_counts(before: EnginePage | None, now: EnginePage) -> dict[str, int]:
+def departed_counts(before: Mapping[str, Mapping[str, int]], now: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
     """What models that are gone, or begin anew, had in each counter, while another one went on.
 
-    Where none went on, it is the engine that began anew.
+    Where none went on, it is the engine that began anew, or all of its models. A counter that went back shows that by
+    itself; one in which other models have made more than those had does not. before: as last told, of each counter.
     """
     departed = {}
-    for kind, counts in before.counts_by_model.items() if before is not None else ():
-        told = now.counts_by_model.get(kind, {})
+    for kind, told in now.items():
+        counts = before.get(kind, {})
         stayed = {model for model, count in counts.items() if told.get(model, -1) >= count}
-        if any(counts[model] for model in stayed):
+        if any(counts[model] for model in stayed) or sum(told.values()) >= sum(counts.values()):
             departed[kind] = sum(count for model, count in counts.items() if model not in stayed)
     return {kind: count for kind, count in departed.items() if count}
 

@@ -137,6 +137,7 @@ class EnginePollers:
             devices_of=self._processes.devices_of,
             identify=identify,
             role=config.role,
+            token_file=config.token_file,
         )
         task = group.create_task(poller.run(), name=f"engine {engine.name}")
         self._running[engine.name] = _Running(poller, task)

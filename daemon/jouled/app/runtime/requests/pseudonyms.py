@@ -20,9 +20,10 @@ KEY_FILE = "id.key"
 _KEY_BYTES = 32
 _DIGITS = 32
 _SPAN_DIGITS = 16
-_COMPLETION = re.compile(r"(cmpl-)(.*?)(-\d{1,3})?", re.DOTALL)
+_CHAT, _COMPLETION = "chatcmpl-", "cmpl-"
+_PROMPT = re.compile(r"-\d{1,3}\Z")
+_LONGEST_PROMPT = 4
 """More than three digits are the end of an id (a UUID), not the number of a prompt."""
-_CHAT = "chatcmpl-"
 
 _log = logging.getLogger(__name__)
 
@@ -50,13 +51,20 @@ class Pseudonyms:
         vLLM answers with `chatcmpl-<X-Request-Id>` or `cmpl-<X-Request-Id>-<number>`. A client may send the id of an
         answer as its own: then prefixes pile up.
         """
-        if request_id.startswith(_CHAT):
-            return _CHAT + self.request_id(request_id.removeprefix(_CHAT))
-        found = _COMPLETION.fullmatch(request_id)
-        if found is None:
-            return self._name(request_id, _DIGITS)
-        prefix, bare, number = found.groups()
-        return f"{prefix}{self.request_id(bare)}{number or ''}"
+        before, behind = "", ""
+        while True:
+            if request_id.startswith(_CHAT):
+                before += _CHAT
+                request_id = request_id.removeprefix(_CHAT)
+            elif request_id.startswith(_COMPLETION):
+                before += _COMPLETION
+                request_id = request_id.removeprefix(_COMPLETION)
+                number = _PROMPT.search(request_id, max(len(request_id) - _LONGEST_PROMPT, 0))
+                if number:
+                    behind = number[0] + behind
+                    request_id = request_id[: number.start()]
+            else:
+                return before + self._name(request_id, _DIGITS) + behind
 
     def _name(self, text: str, digits: int) -> str:
         if not text:
