@@ -71,7 +71,7 @@ class EnginePoller:
         role: str = "",
         token_file: str = "",
     ) -> None:
-        """`role`: as configured; empty, as page and process say. `token_file`: of what its page asks for, if it does."""
+        """`role`: as configured; empty, as page and process say. `token_file`: with the key that its page asks for."""
         self.engine = engine
         self._role = role
         self._identify = identify
