@@ -25,6 +25,8 @@ DEVICES = (
     Device(name="b", kind=DeviceKind.OUTLET, source="snmp_pdu", parent="feed", max_watts=3000.0),
     Device(name="bmc", kind=DeviceKind.NODE, source="redfish", max_watts=3000.0),
 )
+JUMP_UJ = 38 * RANGE_UJ + 200 * 10**9
+"""More than anything could have used in the longest silence of a plan, also of a counter that wraps."""
 FAULTS = ("absent", "frozen", "sentinel", "reset", "jumping", "wrapping", "flapping", "repeated", "late", "gauge")
 SENTINELS = (0xFFFFFFFF * 1000, 2**63 - 1)
 
@@ -63,8 +65,8 @@ class Meter:
                 self.offset_uj = -self.true_uj
                 return [change(told, microjoules=0)]
             case "jumping" if second % 10 == 0:
-                self.offset_uj += 10**13
-                return [change(told, microjoules=told.microjoules + 10**13)]
+                self.offset_uj += JUMP_UJ
+                return [change(told, microjoules=told.microjoules + JUMP_UJ)]
             case "flapping":
                 return [told] if second % 2 else []
             case "repeated":

@@ -22,6 +22,7 @@ def until(daemon: LiveDaemon, holds, what: str) -> Page:
         try:
             page = daemon.page()
         except OSError:
+            daemon.raise_if_ended()
             return None  # it is between two lives
         return page if holds(page) else None
 

@@ -345,7 +345,7 @@ def test_check_shows_what_works_and_what_mends_the_rest(tmp_path, capsys, page_s
 
 
 def test_check_knows_of_an_engine_what_its_process_was_started_with(tmp_path, capsys, monkeypatch):
-    async def page(_session, _url):
+    async def page(_session, _url, _token_file):
         return b"llamacpp:prompt_tokens_total 5\n"
 
     monkeypatch.setattr("jouled.app.runtime.engines.pages.fetch", page)
