@@ -11,6 +11,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 from jouled.outputs.serve.connection import Connection
 from jouled.outputs.serve.limits import Seats, peer_of
@@ -99,7 +100,11 @@ class Listener:
         while True:
             await asyncio.sleep(0)  # a flood of connections may have its turn, not all of the loop's time
             try:
-                accepted, address = await loop.sock_accept(listening)
+                # At once, and not by loop.sock_accept(): what that has accepted is lost when it is cancelled.
+                accepted, address = listening.accept()
+            except BlockingIOError:
+                await _until_readable(listening)
+                continue
             except ConnectionError:
                 continue  # it has gone again
             except OSError as error:
@@ -111,15 +116,21 @@ class Listener:
                 self._refused[reason] += 1
                 accepted.close()
                 continue
+            accepted.setblocking(False)
             self._seats.take(peer)
-            task = loop.create_task(self._begin(accepted, peer))
+            connection = self._opened(peer)
+            task = loop.create_task(self._begin(accepted, connection))
             self._beginning.add(task)
             task.add_done_callback(self._beginning.discard)
+            task.add_done_callback(partial(self._has_begun, accepted, connection, peer))
 
-    async def _begin(self, accepted: socket.socket, peer: str) -> None:
-        """Shake hands and hand over to the HTTP protocol."""
+    def _opened(self, peer: str) -> Connection:
         connection = Connection(self._make_protocol(), self._refused, lambda: self._end(connection, peer))
         self._open.add(connection)
+        return connection
+
+    async def _begin(self, accepted: socket.socket, connection: Connection) -> None:
+        """Shake hands and hand over to the HTTP protocol."""
         context = self._context()
         seconds = {"ssl_handshake_timeout": HANDSHAKE_SECONDS, "ssl_shutdown_timeout": _FAREWELL_SECONDS}
         try:
@@ -129,16 +140,28 @@ class Listener:
             )
         except OSError:
             self._refused["tls_handshake"] += 1
-        finally:
-            if not connection.has_begun:
-                accepted.close()
-                self._end(connection, peer)
+
+    def _has_begun(self, accepted: socket.socket, connection: Connection, peer: str, _: "asyncio.Task[None]") -> None:
+        """Close what never got as far, also where the task was cancelled before its first step."""
+        if not connection.has_begun:
+            accepted.close()
+            self._end(connection, peer)
 
     def _end(self, connection: Connection, peer: str) -> None:
         self._seats.leave(peer)
         self._open.discard(connection)
         if not self._open:
             self._none_open.set()
+
+
+async def _until_readable(listening: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(listening, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(listening)
 
 
 def _close(sockets: Sequence[socket.socket]) -> None:
