@@ -29,21 +29,19 @@ from jouled.api import (
     EngineHint,
     Received,
     ReceivedRequest,
-    Refusals,
-    Rejected,
     TooManyRecordsError,
 )
 from jouled.model.requests import Outcome, RequestEvent, RequestStart
 from jouled.model.units import nanoseconds
 from jouled_collectors.requests import json_body
 from jouled_collectors.requests.checks import RefusedError, check_request, check_start
+from jouled_collectors.requests.each_alone import each_alone
 
 T = TypeVar("T")
 
 _LINE_TYPES = ("application/x-ndjson", "application/jsonl")
 _ELEMENTS_DEPTH = 1
 _LONGEST_SPAN_SECONDS = 1e9
-_LONGEST_MESSAGE = 300
 _LARGEST_PORT = 65_535
 
 # How msgspec words these two faults; a change of its wording fails this receiver's tests.
@@ -101,14 +99,7 @@ class HttpEventsReceiver:
         `MalformedBodyError` if a JSON document is broken as a whole; of JSON lines, a broken one is refused alone.
         """
         lines = json_body.media_type(content_type) in _LINE_TYPES
-        requests = []
-        refusals = Refusals()
-        for position, record in _lines(body) if lines else _elements(body):
-            try:
-                requests.append(_read(record, position))
-            except RefusedError as error:
-                refusals.add(Rejected(position, error.reason, str(error)[:_LONGEST_MESSAGE]))
-        return Received(requests=requests, rejected=refusals.kept, more_rejected=refusals.more)
+        return each_alone(_lines(body) if lines else _elements(body), _read)
 
     def respond(self, received: Received, content_type: str) -> tuple[bytes, Mapping[str, str]]:  # noqa: ARG002  # one answer for both
         """`{"accepted": 2, "rejected": [{"position": "line 3", "reason": …, "message": …}]}`.

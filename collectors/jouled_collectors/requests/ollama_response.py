@@ -37,12 +37,12 @@ from jouled.api import (
 from jouled.model.requests import RequestEvent
 from jouled_collectors.requests import json_body
 from jouled_collectors.requests.checks import RefusedError, check_request
+from jouled_collectors.requests.each_alone import LONGEST_MESSAGE
 
 _LINE_TYPES = ("application/x-ndjson", "application/jsonl")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _LONGEST_NS = 30 * 86_400 * 10**9
-_LONGEST_MESSAGE = 300
 
 
 class _Answer(Struct, kw_only=True):
@@ -82,7 +82,7 @@ class OllamaReceiver:
             try:
                 request = _read(record, position)
             except RefusedError as error:
-                refusals.add(Rejected(position, error.reason, str(error)[:_LONGEST_MESSAGE]))
+                refusals.add(Rejected(position, error.reason, str(error)[:LONGEST_MESSAGE]))
                 continue
             if request is None:
                 ignored += 1

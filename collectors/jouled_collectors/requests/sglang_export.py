@@ -20,10 +20,11 @@ from typing import ClassVar
 import msgspec
 from msgspec import Struct
 
-from jouled.api import EngineHint, FollowSettings, LinesRead, Received, ReceivedRequest, Refusals, Rejected
+from jouled.api import EngineHint, FollowSettings, LinesRead, Received, ReceivedRequest
 from jouled.model.requests import Outcome, RequestEvent
 from jouled.model.units import nanoseconds
 from jouled_collectors.requests.checks import RefusedError, check_request
+from jouled_collectors.requests.each_alone import each_alone, numbered
 
 _LATEST_SECONDS = 9e9  # the year 2255; nanoseconds stay within 63 bits
 _LONGEST_SECONDS = 30 * 86_400.0
@@ -62,17 +63,10 @@ class SglangExportReceiver:
     def decode_lines(self, lines: Sequence[bytes], read: LinesRead, settings: FollowSettings) -> Received:  # noqa: ARG002 - its times are wall time already
         """Turn lines into requests. Positions count the lines given, from 1."""
         hint = EngineHint(engine=settings.engine, engine_type=self.engine_type)
-        requests = []
-        refusals = Refusals()
-        for number, line in enumerate(lines, start=1):
-            position = f"line {number}"
-            if not line.strip():
-                continue
-            try:
-                requests.append(ReceivedRequest(event=_event(_read(line)), hint=hint, position=position))
-            except RefusedError as error:
-                refusals.add(Rejected(position, error.reason, str(error)))
-        return Received(requests=requests, rejected=refusals.kept, more_rejected=refusals.more)
+        return each_alone(
+            numbered(lines),
+            lambda line, position: ReceivedRequest(event=_event(_read(line)), hint=hint, position=position),
+        )
 
 
 def _read(line: bytes) -> _Line:

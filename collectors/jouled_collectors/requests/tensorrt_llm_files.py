@@ -16,9 +16,10 @@ and meanings as read in `serve/openai_server.py` at 050f80d (2026), and as read 
 from collections.abc import Sequence
 from typing import ClassVar
 
-from jouled.api import EngineHint, FollowSettings, LinesRead, Received, ReceivedRequest, Refusals, Rejected
+from jouled.api import EngineHint, FollowSettings, LinesRead, Received, ReceivedRequest
 from jouled.model.requests import RequestEvent
 from jouled_collectors.requests.checks import RefusedError
+from jouled_collectors.requests.each_alone import each_alone, numbered
 from jouled_collectors.requests.tensorrt_llm_perf_metrics import (
     USUAL_TOKENS_PER_BLOCK,
     HostClocks,
@@ -57,19 +58,12 @@ class TensorrtLlmFilesReceiver:
             unix_ns=read.unix_ns, steady_ns=read.steady_ns, latest_ns=min(read.written_ns, read.unix_ns)
         )
         hint = EngineHint(engine=settings.engine, engine_type=self.engine_type)
-        requests = []
-        refusals = Refusals()
-        for number, line in enumerate(lines, start=1):
-            position = f"line {number}"
-            if not line.strip():
-                continue
-            try:
-                event = _event(line, clocks, settings.tokens_per_block)
-            except RefusedError as error:
-                refusals.add(Rejected(position, error.reason, str(error)))
-            else:
-                requests.append(ReceivedRequest(event=event, hint=hint, position=position))
-        return Received(requests=requests, rejected=refusals.kept, more_rejected=refusals.more)
+
+        def read_line(line: bytes, position: str) -> ReceivedRequest:
+            event = _event(line, clocks, settings.tokens_per_block)
+            return ReceivedRequest(event=event, hint=hint, position=position)
+
+        return each_alone(numbered(lines), read_line)
 
 
 def _event(line: bytes, clocks: HostClocks, tokens_per_block: int) -> RequestEvent:

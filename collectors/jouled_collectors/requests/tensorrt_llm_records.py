@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from msgspec import Raw
 
-from jouled.api import DrainSettings, EngineHint, PageRead, Received, ReceivedRequest, Refusals, Rejected
+from jouled.api import DrainSettings, EngineHint, PageRead, Received, ReceivedRequest
 from jouled_collectors.requests import json_body
-from jouled_collectors.requests.checks import RefusedError
+from jouled_collectors.requests.each_alone import each_alone
 from jouled_collectors.requests.tensorrt_llm_perf_metrics import (
     USUAL_TOKENS_PER_BLOCK,
     HostClocks,
@@ -44,14 +44,10 @@ class TensorrtLlmRecordsReceiver:
         json_body.check_records(body, _RECORDS_DEPTH)
         hint = EngineHint(engine=read.engine)
         clocks = HostClocks(unix_ns=read.unix_ns, steady_ns=read.steady_ns, latest_ns=read.unix_ns)
-        requests = []
-        refusals = Refusals()
-        for index, raw in enumerate(json_body.decode(body, list[Raw])):
-            position = f"[{index}]"
-            try:
-                event = event_of(read_record(raw, Record), clocks, settings.tokens_per_block)
-            except RefusedError as error:
-                refusals.add(Rejected(position, error.reason, str(error)))
-            else:
-                requests.append(ReceivedRequest(event=event, hint=hint, position=position))
-        return Received(requests=requests, rejected=refusals.kept, more_rejected=refusals.more)
+
+        def read_raw(raw: Raw, position: str) -> ReceivedRequest:
+            event = event_of(read_record(raw, Record), clocks, settings.tokens_per_block)
+            return ReceivedRequest(event=event, hint=hint, position=position)
+
+        records = json_body.decode(body, list[Raw])
+        return each_alone(((f"[{index}]", raw) for index, raw in enumerate(records)), read_raw)
